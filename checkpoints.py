@@ -1,0 +1,343 @@
+"""A run's folder: what it holds, saving so that a crash loses nothing, resuming exactly.
+
+    runs/<model_name>/<config_name>/
+        config.json          the settings, the classes, the data's fingerprint, the versions
+        source/              the project's *.py files as they were
+        metrics.jsonl        one line a point of the curves
+        tensorboard/         the same and more for TensorBoard: train/ and validation/
+        best.keras           the model with the best validation accuracy
+        checkpoints/step_00002000/    the resumable state: arrays.npz, progress.json
+
+Whatever is written is first written whole under another name, forced to the disk, then renamed: a crash, or a full
+disk, leaves what was there before.
+"""
+
+from startup import ROOT, UserError, keras
+
+import fcntl
+import importlib.metadata
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import config as config_module
+import models
+from config import TrainConfig
+from dataset import Dataset
+
+CHANGEABLE = {
+    "data_dir",  # the fingerprint of the data counts, not its place
+    "runs_dir",
+    "num_epochs",
+    "summary_interval",
+    "histogram_interval",
+    "checkpoint_interval",
+    "keep_checkpoints",
+}
+"""The settings that a resumed run may change: none of them touches the mathematics of a step."""
+
+
+# Writing so that nothing is lost
+
+
+def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    """Lets `write` fill a new file or folder beside `path`, forces it to the disk and gives it its name.
+
+    Raises:
+        UserError: it cannot be written (disk full, no permission); what was at `path` is still there.
+    """
+    temporary = path.with_name(f".writing-{path.name}")  # keeps the ending, by which Keras knows its format
+    try:
+        _remove(temporary)
+        write(temporary)
+        for file in (*temporary.glob("*"), temporary):  # a folder's files, then itself
+            _force_to_disk(file)
+        temporary.replace(path)
+        _force_to_disk(path.parent)
+    except OSError as error:
+        _remove(temporary)
+        raise UserError(f"cannot write {path} ({error.strerror or error}); what was saved before is kept") from None
+
+
+def _force_to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} does not hold a JSON object; it was not written by train.py")
+    return content
+
+
+# The folder
+
+
+@contextmanager
+def locked(folder: Path):
+    """Holds the folder for this process alone; the lock goes with the process, however it ends.
+
+    Raises:
+        UserError: another train.py holds it.
+    """
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder} is being trained by another train.py; wait for it or stop it") from None
+        yield
+
+
+def describe_run(config: TrainConfig, data: Dataset) -> dict[str, Any]:
+    """What config.json says."""
+    return {
+        "config": asdict(config),
+        "class_ids": list(data.class_ids),
+        "class_names": list(data.class_names),
+        "data": {"fingerprint": data.fingerprint, "train": len(data.train.labels), "val": len(data.val.labels)},
+        "backend": keras.backend.backend(),
+        "versions": {name: importlib.metadata.version(name) for name in ("keras", "tensorflow", "numpy")},
+    }
+
+
+def create_run(config: TrainConfig, data: Dataset) -> Path:
+    """Makes the folder of a new run.
+
+    Raises:
+        UserError: a run of that name exists.
+    """
+    folder = config.run_dir
+    if (folder / "config.json").exists():
+        raise UserError(f"{folder} exists; go on with it by --resume, or give this run another --config-name")
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    (folder / "source").mkdir(exist_ok=True)
+    for path in ROOT.glob("*.py"):
+        shutil.copy2(path, folder / "source")
+    _write_description(folder, describe_run(config, data))  # last: its presence says that the folder is complete
+    return folder
+
+
+def _write_description(folder: Path, description: dict[str, Any]) -> None:
+    text = json.dumps(description, indent=2, ensure_ascii=False)
+    write_atomically(folder / "config.json", lambda path: path.write_text(text + "\n", encoding="utf-8"))
+
+
+def read_config(folder: Path) -> tuple[TrainConfig, dict[str, Any]]:
+    """The settings of the run in `folder`, and all that its config.json says.
+
+    Raises:
+        UserError: there is no run, or its config.json is broken.
+    """
+    path = folder / "config.json"
+    if not path.exists():
+        raise UserError(f"{folder} holds no run (no config.json); train one first with train.py")
+    description = _read_json(path)
+    for key in ("config", "class_ids", "class_names", "data"):
+        if key not in description:
+            raise UserError(f"{path} lacks {key!r}; it was not written by train.py")
+    return config_module.from_dict(description["config"], str(path)), description
+
+
+def reopen_run(config: TrainConfig, data: Dataset) -> Path:
+    """Checks that the run of `config` may go on with these settings and data, and notes what changed.
+
+    Raises:
+        UserError: something that the result depends on differs from the run's own.
+    """
+    folder = config.run_dir
+    before, description = read_config(folder)
+    changed = config_module.differences(before, config)
+    refused = [f"{name} was {old}, now {new}" for name, (old, new) in changed.items() if name not in CHANGEABLE]
+    if description["data"]["fingerprint"] != data.fingerprint:
+        refused.append(f"the pictures or labels in {config.data_dir} are not those that the run began with")
+    if description.get("backend") != keras.backend.backend():
+        refused.append(f"KERAS_BACKEND was {description.get('backend')}, now {keras.backend.backend()}")
+    if refused:
+        raise UserError(f"{folder} cannot be resumed so: {'; '.join(refused)}; start it anew by another --config-name")
+    if changed:
+        _write_description(folder, describe_run(config, data))
+    for unfinished in folder.rglob(".writing-*"):
+        _remove(unfinished)
+    return folder
+
+
+# The best model
+
+
+def save_best(model: keras.Model, folder: Path) -> None:
+    """Writes the model, without the optimizer's state, as best.keras."""
+    write_atomically(folder / "best.keras", keras.Model(model.inputs, model.outputs, name=model.name).save)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished or running run, opened for use."""
+
+    folder: Path
+    config: TrainConfig
+    class_ids: tuple[str, ...]
+    class_names: tuple[str, ...]
+    model: keras.Model
+    """From pictures (B, S, S, 3) uint8, S = config.crop_size, to logits (B, C) float32."""
+
+
+def load_run(folder: str | Path) -> Run:
+    """Opens a run's best model. Nothing that the folder brings along is executed: Keras's safe mode stays on.
+
+    Raises:
+        UserError: there is no run, no best model yet, or one that is broken or of other classes.
+    """
+    folder = Path(folder)
+    config, description = read_config(folder)
+    models.import_model(config.model_name)
+    path = folder / "best.keras"
+    if not path.exists():
+        raise UserError(f"{path} is not there: the run has not been evaluated yet; go on with train.py --resume")
+    try:
+        model = keras.saving.load_model(path, compile=False)
+    except Exception as error:  # Keras raises many kinds for a broken file
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"{path} cannot be loaded ({reason}); train it again") from None
+    if model.output_shape[-1] != len(description["class_ids"]):
+        raise UserError(f"{path} has {model.output_shape[-1]} classes, config.json {len(description['class_ids'])}")
+    return Run(folder, config, tuple(description["class_ids"]), tuple(description["class_names"]), model)
+
+
+def read_seconds(folder: Path) -> float:
+    """The running time of a run's training so far, in seconds, over all resumes."""
+    checkpoint = find_checkpoint(folder, None)
+    return _read_json(checkpoint / "progress.json")["seconds"] if checkpoint else 0.0
+
+
+# The resumable state
+
+
+def variables(model: keras.Model) -> dict[str, keras.Variable]:
+    """All that a step reads and changes, by name: weights, dropout's seeds, optimizer slots, running means."""
+    every = [*model.variables, *model.optimizer.variables, *model.metrics_variables]
+    return {f"{number:04d} {variable.path}": variable for number, variable in enumerate(every)}
+
+
+def save_state(model: keras.Model, folder: Path, progress: dict[str, Any], keep: int) -> None:
+    """Saves all variables and `progress` (step, rate control, times) as checkpoints/step_<step>.
+
+    Args:
+        model: compiled, its optimizer and metrics built.
+        folder: the run's.
+        progress: what JSON can hold; `progress["step"]` names the checkpoint.
+        keep: how many checkpoints stay, newest first.
+
+    Raises:
+        UserError: it could not be written; those before it are kept.
+    """
+    path = folder / "checkpoints" / f"step_{progress['step']:08d}"
+    if path.exists():
+        return  # the state is a function of the step
+    arrays = {name: keras.ops.convert_to_numpy(variable) for name, variable in variables(model).items()}
+    sizes = {str(file.relative_to(folder)): file.stat().st_size for file in log_files(folder)}
+
+    def write(temporary: Path) -> None:
+        temporary.mkdir()
+        np.savez(temporary / "arrays.npz", **arrays)
+        (temporary / "progress.json").write_text(json.dumps(progress | {"log_sizes": sizes}))
+
+    write_atomically(path, write)
+    for old in checkpoints(folder)[:-keep]:
+        _remove(old)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The run's checkpoints, oldest first."""
+    return sorted((folder / "checkpoints").glob("step_*"))
+
+
+def find_checkpoint(folder: Path, name: str | None) -> Path | None:
+    """The checkpoint `name`, or the newest; None where the run has none yet.
+
+    Raises:
+        UserError: there is none of that name; the message lists those that there are.
+    """
+    found = {path.name: path for path in checkpoints(folder)}
+    if name is None:
+        return next(reversed(found.values()), None)
+    if name not in found:
+        raise UserError(f"{folder} has no checkpoint {name!r}; it has: {', '.join(found) or 'none'}")
+    return found[name]
+
+
+def drop_after(checkpoint: Path) -> None:
+    """Removes the checkpoints that are newer than this one, from which the run now goes on."""
+    for other in checkpoints(checkpoint.parent.parent):
+        if other.name > checkpoint.name:
+            _remove(other)
+
+
+def read_state(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The arrays and the progress of a checkpoint, whole and checked.
+
+    Raises:
+        UserError: a part is missing or damaged; the message names the checkpoint before it.
+    """
+    try:
+        with np.load(path / "arrays.npz", allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}  # the zip's checksums are verified here
+        return arrays, _read_json(path / "progress.json")
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, UserError) as error:
+        others = [other.name for other in checkpoints(path.parent.parent) if other.name < path.name]
+        advice = f"try --resume-from {others[-1]}" if others else "there is none before it; start the run anew"
+        raise UserError(f"{path} is damaged ({error}); {advice}") from None
+
+
+def restore_variables(model: keras.Model, arrays: dict[str, np.ndarray], path: Path) -> None:
+    """Puts a checkpoint's arrays into the model, its optimizer and its metrics.
+
+    Raises:
+        UserError: the checkpoint is another model's, or another number of classes'.
+    """
+    targets = variables(model)
+    ours = {name: tuple(variable.shape) for name, variable in targets.items()}
+    theirs = {name: array.shape for name, array in arrays.items()}
+    for name in sorted(ours.keys() | theirs.keys()):
+        if ours.get(name) != theirs.get(name):
+            raise UserError(
+                f"{path} is another model's: {name!r} has shape {theirs.get(name)} there and {ours.get(name)} here"
+            )
+    for name, variable in targets.items():
+        variable.assign(arrays[name])
+
+
+def log_files(folder: Path) -> list[Path]:
+    """metrics.jsonl and TensorBoard's files."""
+    return [path for path in (folder / "metrics.jsonl", *folder.glob("tensorboard/*/*")) if path.exists()]
+
+
+def cut_logs(folder: Path, sizes: dict[str, int]) -> None:
+    """Takes the logs back to the sizes that they had at a checkpoint, so that no step is in them twice."""
+    for path in log_files(folder):
+        size = sizes.get(str(path.relative_to(folder)))
+        if size is None:
+            path.unlink()
+        else:
+            os.truncate(path, size)

@@ -1,0 +1,138 @@
+"""`TrainConfig`: every setting of a training run, with its default of 2017, its unit and its range; and the recipes."""
+
+from startup import UserError
+
+import re
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+DEFAULT_DATA_DIR = "tiny-imagenet-200"
+PICTURE_SIZE = 64  # pixels: the pictures of the dataset are squares of this side
+
+
+def setting(default: Any, low: float | None = None, high: float | None = None) -> Any:
+    """A dataclass field whose value (each of them, for a tuple) must lie in low..high, both included."""
+    return field(default=default, metadata={"low": low, "high": high})
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """All settings of one run. The defaults are those of 2017 (VGG-16 on Tiny ImageNet)."""
+
+    # What is trained, on what, under which name
+    model_name: str = "vgg_16"
+    """The model: the name of a file at the root that defines a function of the same name."""
+    config_name: str = "default"
+    """The run's name: it lives in RUNS_DIR/MODEL_NAME/CONFIG_NAME."""
+    data_dir: str = DEFAULT_DATA_DIR
+    """The dataset's folder, in Tiny ImageNet's layout. The default one is downloaded if it is not there."""
+    runs_dir: str = "runs"
+    """The folder of all runs."""
+
+    # The optimisation: SGD with Nesterov momentum, its rate cut by TrainControl
+    batch_size: int = setting(64, 1)
+    """Pictures a step (1 or more)."""
+    num_epochs: int = setting(50, 1)
+    """Passes over the training pictures at most (1 or more); a plateau ends the run sooner."""
+    lr: float = setting(0.01, 0)
+    """The learning rate at the start (0 or more). Each plateau cuts it to a fifth; the fourth cut ends the run."""
+    momentum: float = setting(0.9, 0, 1)
+    """Nesterov momentum (0 to 1)."""
+    reg: float = setting(5e-4, 0)
+    """L2 penalty on kernels: reg/2 times the sum of their squares is added to the loss (0 or more)."""
+    dropout_keep_prob: float = setting(0.5, 0.01, 1)
+    """Share of the hidden dense units that dropout keeps (0.01 to 1; 1: no dropout)."""
+    loss: Literal["softmax_ce", "softmax_smooth_ce", "svm"] = "softmax_ce"
+    """Cross-entropy, cross-entropy with smoothed labels, or one-vs-all hinge."""
+    smoothing: float = setting(0.1, 0, 1)
+    """For softmax_smooth_ce: share of the target that is spread evenly over all classes (0 to 1)."""
+
+    # The model
+    width: float = setting(1.0, 0.01, 8)
+    """Factor on the number of units of every hidden layer (0.01 to 8)."""
+
+    # The training picture; evaluation always takes the central crop
+    crop_size: int = setting(56, 32, PICTURE_SIZE)
+    """Side of the square that the model sees, in pixels (32 to 64)."""
+    random_crop: bool = True
+    """Cut the square at a random place; else at the centre."""
+    random_flip: bool = True
+    """Mirror every other picture, at random, left to right."""
+    saturation: tuple[float, float] = setting((0.5, 2.0), 0)
+    """Factor on the colour saturation, drawn evenly from this range (0 or more; 1 1: off)."""
+    hue: float = setting(0.0, 0, 0.5)
+    """Hue shift, drawn evenly from -hue to hue, in turns of the colour wheel (0 to 0.5; 0: off; 2017 tried 0.05)."""
+
+    # The machine
+    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
+    """Number format of the layers' arithmetic; weights are always kept in float32."""
+    seed: int = setting(0, 0, 2**31 - 1)
+    """Of the first weights, the batches and dropout (0 to 2147483647): the same seed gives the same run."""
+
+    # What is written, and when
+    summary_interval: int = setting(250, 1)
+    """Steps between two points of the training curves, each the mean since the point before (1 or more)."""
+    eval_interval: int = setting(2000, 1)
+    """Steps between two evaluations on all validation pictures (1 or more)."""
+    histogram_interval: int = setting(0, 0)
+    """Steps between histograms of weights and activations (1 or more; 0: at each evaluation)."""
+    checkpoint_interval: int = setting(500, 1)
+    """Steps between saves of the resumable state (1 or more); each evaluation saves it too."""
+    keep_checkpoints: int = setting(2, 1)
+    """How many resumable states are kept, newest first (1 or more)."""
+
+    def __post_init__(self) -> None:
+        """Raises UserError for the first value out of its range."""
+        for name in ("model_name", "config_name"):
+            if not re.fullmatch(r"[\w][\w.-]*", getattr(self, name)):
+                raise UserError(f"{name} is {getattr(self, name)!r}; use letters, digits, '_', '-' and '.' alone")
+        for item in fields(self):
+            _check_range(item.name, getattr(self, item.name), **item.metadata)
+        if self.saturation[0] > self.saturation[1]:
+            raise UserError(f"saturation is {self.saturation}; the first number must not be above the second")
+
+    @property
+    def run_dir(self) -> Path:
+        """The run's folder."""
+        return Path(self.runs_dir) / self.model_name / self.config_name
+
+
+def _check_range(name: str, value: Any, low: float | None = None, high: float | None = None) -> None:
+    if low is None:
+        return
+    for number in value if isinstance(value, tuple | list) else (value,):
+        if not low <= number <= (float("inf") if high is None else high):  # a NaN fails too
+            allowed = f"{low} or more" if high is None else f"{low} to {high}"
+            raise UserError(f"{name} is {value}; it must be {allowed}")
+
+
+def differences(config: TrainConfig, other: TrainConfig) -> dict[str, tuple[Any, Any]]:
+    """The settings in which two configurations differ: name -> (value in config, value in other)."""
+    ours, theirs = asdict(config), asdict(other)
+    return {name: (ours[name], theirs[name]) for name in ours if ours[name] != theirs[name]}
+
+
+def from_dict(values: dict[str, Any], source: str) -> TrainConfig:
+    """The inverse of `dataclasses.asdict`, for a configuration read from the JSON file `source`.
+
+    Raises:
+        UserError: a setting is unknown, of the wrong type or out of range.
+    """
+    known = {item.name: item.default for item in fields(TrainConfig)}
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise UserError(f"{source}: unknown setting {', '.join(unknown)}; this version knows: {', '.join(known)}")
+    try:
+        values = {name: type(known[name])(value) for name, value in values.items()}
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{source}: a setting has a wrong type ({error})") from None
+    return TrainConfig(**values)
+
+
+BASE = TrainConfig()
+
+RECIPES: dict[str, TrainConfig] = {
+    "default": BASE,
+}
+"""Named starting points: `train.py --recipe NAME`, any setting of which can still be changed."""

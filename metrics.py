@@ -1,0 +1,39 @@
+"""Top-1 and top-5 accuracy, one value a picture; a tie between classes goes to the one with the lower id."""
+
+from keras import ops
+
+
+def accuracy(labels, logits):
+    """1 where the label has the highest logit, else 0.
+
+    Args:
+        labels: (B,) int, class ids.
+        logits: (B, C) float.
+
+    Returns:
+        (B,) float32.
+    """
+    return top_k_accuracy(labels, logits, k=1)
+
+
+def top_5_accuracy(labels, logits):
+    """1 where the label is among the five highest logits, else 0; arguments and result as for `accuracy`."""
+    return top_k_accuracy(labels, logits, k=5)
+
+
+def top_k_accuracy(labels, logits, k: int):
+    """1 where the label is among the k highest logits, else 0.
+
+    Logits that are all alike must not count as k right answers (as they do in `tf.math.in_top_k`), so ties are broken.
+
+    Args:
+        labels: (B,) int, class ids.
+        logits: (B, C) float.
+        k: how many guesses count; all C where there are fewer classes than that.
+
+    Returns:
+        (B,) float32.
+    """
+    _, guesses = ops.top_k(logits, k=min(k, logits.shape[-1]))  # (B, k), highest first
+    hits = ops.equal(guesses, ops.expand_dims(ops.cast(labels, guesses.dtype), -1))
+    return ops.cast(ops.any(hits, axis=-1), "float32")

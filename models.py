@@ -1,0 +1,62 @@
+"""Which models there are, found by shape: a file at the root that defines a function of its own name `-> keras.Model`.
+
+There is no list to keep: a new file is a new model. Only the one that is asked for is imported, so the model name in
+somebody else's run folder can choose among the project's own files and nothing else.
+"""
+
+from startup import ROOT, UserError, keras
+
+import ast
+import importlib
+from pathlib import Path
+
+from config import TrainConfig
+
+
+def model_names(root: Path = ROOT) -> list[str]:
+    """The names of all models, sorted; the files are parsed, not run."""
+    return sorted(path.stem for path in root.glob("*.py") if _defines_model(path))
+
+
+def _defines_model(path: Path) -> bool:
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError):  # half an edit: not a model yet
+        return False
+    return any(
+        isinstance(node, ast.FunctionDef)
+        and node.name == path.stem
+        and node.returns is not None
+        and ast.unparse(node.returns).strip("'\"") == "keras.Model"
+        for node in tree.body
+    )
+
+
+def import_model(name: str):
+    """The module of the model `name`, imported; its custom layers are then known to Keras.
+
+    Raises:
+        UserError: no such model; the message lists those that there are.
+    """
+    names = model_names()
+    if name not in names:
+        raise UserError(f"model_name is {name!r}; the models are: {', '.join(names)}")
+    return importlib.import_module(name)
+
+
+def build_model(config: TrainConfig, num_classes: int) -> keras.Model:
+    """A new model as `config` says (model_name, precision, seed, and what the model itself reads).
+
+    Sets Keras's random seed and number format for the whole process, on which the first weights depend.
+
+    Args:
+        config: the run's settings.
+        num_classes: C.
+
+    Returns:
+        A model from (B, S, S, 3) uint8, S = crop_size, to logits (B, C) float32.
+    """
+    make = getattr(import_model(config.model_name), config.model_name)
+    keras.utils.set_random_seed(config.seed)
+    keras.config.set_dtype_policy(config.precision)
+    return make(config, num_classes)

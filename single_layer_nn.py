@@ -1,0 +1,43 @@
+"""One hidden layer of 1,024 ReLU units: the second rung (2017: 8 % top-1)."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import keras
+
+if TYPE_CHECKING:
+    from config import TrainConfig
+
+
+def single_layer_nn(config: TrainConfig, num_classes: int) -> keras.Model:
+    """Pixels, 1,024 x width ReLU units, classes.
+
+    Args:
+        config: `crop_size`, `width` and `reg` are used.
+        num_classes: C.
+
+    Returns:
+        A model from pictures (B, S, S, 3) uint8, S = crop_size, to logits (B, C) float32.
+    """
+    pictures = keras.Input((config.crop_size, config.crop_size, 3), dtype="uint8", name="pictures")
+    x = keras.layers.Rescaling(1 / 128, offset=-1, name="rescale")(pictures)  # (x - 128) / 128
+    x = keras.layers.Flatten(name="flatten")(x)  # (B, 3 S^2)
+    x = dense(round(1024 * config.width), x, config.reg, name="fc1")
+    x = keras.layers.ReLU(name="relu1")(x)
+    x = dense(num_classes, x, config.reg, name="fc2")
+    logits = keras.layers.Activation("linear", dtype="float32", name="logits")(x)
+    return keras.Model(pictures, logits, name="single_layer_nn")
+
+
+def dense(units: int, x: keras.KerasTensor, reg: float, name: str) -> keras.KerasTensor:
+    """A dense layer without activation; kernel and biases from N(0, 0.1 / sqrt(fan-in)), as in 2017."""
+    stddev = 0.1 / math.sqrt(x.shape[-1])
+    return keras.layers.Dense(
+        units,
+        kernel_initializer=keras.initializers.RandomNormal(stddev=stddev),
+        bias_initializer=keras.initializers.RandomNormal(stddev=stddev),
+        kernel_regularizer=keras.regularizers.L2(reg / 2),
+        name=name,
+    )(x)

@@ -1,0 +1,145 @@
+"""What a run writes about itself: metrics.jsonl, and for TensorBoard curves, histograms, pictures, graph, settings.
+
+Works for any model without touching it. Training and validation write under the same names into two folders, so that
+TensorBoard shows both in one chart.
+"""
+
+from startup import keras, tf
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from keras import ops
+from tensorboard.plugins.hparams import api as hparams
+
+from config import TrainConfig
+from dataset import Dataset
+from input_pipe import train_batches
+
+HISTOGRAM_PICTURES = 16  # whose activations are shown: VGG-16 makes 9 MB of them a picture
+GRID = 4  # rows and columns of the sheet of training pictures
+
+
+class Log:
+    """Writes points of curves to metrics.jsonl and to TensorBoard, and what else TensorBoard shows.
+
+    Args:
+        folder: the run's.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._lines = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+        self._writers = {
+            split: tf.summary.create_file_writer(str(folder / "tensorboard" / split))
+            for split in ("train", "validation")
+        }
+
+    def curves(self, split: str, step: int, values: dict[str, float], unrepeatable: dict[str, float]) -> None:
+        """One point of each curve.
+
+        Args:
+            split: "train" or "validation".
+            step: steps done.
+            values: name -> value, a function of the run's settings alone.
+            unrepeatable: the same for times and speeds, which no two runs share.
+        """
+        point = {"split": split, "step": step} | values | unrepeatable
+        self._lines.write(json.dumps(point) + "\n")
+        with self._writers[split].as_default(step):
+            for name, value in (values | unrepeatable).items():
+                tf.summary.scalar(name, value)
+
+    def histograms(self, step: int, values: dict[str, np.ndarray]) -> None:
+        """The distribution of each array."""
+        with self._writers["train"].as_default(step):
+            for name, array in values.items():
+                tf.summary.histogram(name, array)
+
+    def start(self, config: TrainConfig, model: keras.Model, data: Dataset) -> None:
+        """What is shown once: the settings as text and as hyperparameters, the graph, a sheet of training pictures."""
+        settings = asdict(config)
+        with self._writers["train"].as_default(step=0):
+            table = [f"| {name} | {value} |" for name, value in settings.items()]
+            tf.summary.text("settings", "\n".join(["| setting | value |", "|---|---|", *table]))
+            tf.summary.graph(layer_graph(model))
+            tf.summary.image("training pictures", training_sheet(data, config))
+            names = "; ".join(data.class_names[label] for label in first_batch(data, config)[1][: GRID**2])
+            tf.summary.text("training pictures", f"Row by row: {names}")
+        with self._writers["validation"].as_default(step=0):  # its final accuracy is what runs are compared by
+            hparams.hparams({name: _plain(value) for name, value in settings.items()}, trial_id=str(config.run_dir))
+
+    def flush(self) -> None:
+        """Hands everything to the operating system."""
+        self._lines.flush()
+        for writer in self._writers.values():
+            writer.flush()
+
+    def close(self) -> None:
+        """Flushes and closes the files."""
+        self._lines.close()
+        for writer in self._writers.values():
+            writer.close()
+
+
+class Distributions:
+    """All weights of a model, and all layers' outputs for a few pictures, as arrays for histograms.
+
+    Args:
+        model: any functional model.
+        pictures: (P, S, S, 3) uint8.
+    """
+
+    def __init__(self, model: keras.Model, pictures: np.ndarray) -> None:
+        self._model, self._pictures = model, pictures
+        self._layers = [layer for layer in model.layers if not isinstance(layer, keras.layers.InputLayer)]
+        self._outputs = keras.Model(model.inputs, [layer.output for layer in self._layers])
+
+    def __call__(self) -> dict[str, np.ndarray]:
+        """`weights/<path>` and `activations/<layer>` -> float32 array."""
+        weights = {f"weights/{weight.path}": ops.convert_to_numpy(weight) for weight in self._model.weights}
+        outputs = zip(self._layers, self._outputs.predict_on_batch(self._pictures), strict=True)
+        return weights | {f"activations/{layer.name}": np.asarray(output, np.float32) for layer, output in outputs}
+
+
+def _plain(value):
+    return value if isinstance(value, bool | int | float | str) else str(value)
+
+
+def l2_penalties(model: keras.Model) -> dict[str, float]:
+    """The penalty that each layer adds to the loss, and their sum: `l2/<layer>` and `l2`; (0 without any)."""
+    layers = {f"l2/{layer.name}": float(sum(layer.losses)) for layer in model.layers if layer.losses}
+    return {"l2": sum(layers.values())} | layers
+
+
+def first_batch(data: Dataset, config: TrainConfig) -> tuple[np.ndarray, np.ndarray]:
+    """The pictures (B, S, S, 3) uint8 and labels (B,) int32 of the first step."""
+    return next(train_batches(data.train, config).take(1).as_numpy_iterator())
+
+
+def training_sheet(data: Dataset, config: TrainConfig) -> np.ndarray:
+    """The first pictures that the model is trained on, augmented, with their labels: (1, H, W, 4) uint8."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    pictures, labels = first_batch(data, config)
+    figure = Figure(figsize=(8, 8.8), dpi=100, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    for axes, picture, label in zip(figure.subplots(GRID, GRID).flat, pictures, labels, strict=False):
+        axes.imshow(picture, interpolation="nearest")
+        axes.set_title(data.class_names[label], fontsize=9, wrap=True)
+    for axes in figure.axes:
+        axes.set_axis_off()
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[np.newaxis]
+
+
+def layer_graph(model: keras.Model) -> tf.compat.v1.GraphDef:
+    """The model as TensorBoard draws it: one node a layer, with its output's shape; the same under every backend."""
+    graph = tf.compat.v1.GraphDef()
+    for operation in model.operations:
+        node = graph.node.add(name=operation.name, op=type(operation).__name__)
+        node.input.extend(parent.operation.name for parent in operation._inbound_nodes[0].parent_nodes)
+        node.attr["_output_shapes"].list.shape.append(tf.TensorShape(operation.output.shape).as_proto())
+    return graph

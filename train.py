@@ -1,0 +1,381 @@
+"""Trains the model that `TrainConfig.model_name` names: `python train.py --help`.
+
+The run's folder, `runs/<model_name>/<config_name>/`, then holds the best model, the curves and the resumable state.
+"""
+
+from startup import UserError, command, keras
+
+import math
+import signal
+import sys
+import time
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from tqdm import tqdm
+
+import checkpoints
+from config import BASE, RECIPES, TrainConfig, differences
+from dataset import Dataset, open_dataset
+from input_pipe import eval_batches, train_batches
+from losses import loss_by_name
+from metrics import accuracy, top_5_accuracy
+from models import build_model
+from summaries import HISTOGRAM_PICTURES, Distributions, Log, l2_penalties
+
+__all__ = ["TrainConfig", "TrainControl", "main", "train"]
+
+
+# The rule of 2017 for the learning rate and for the end
+
+
+@dataclass
+class TrainControl:
+    """Cuts the learning rate on a plateau of the validation accuracy, and ends the run after the fourth cut."""
+
+    lr: float
+    """The learning rate now."""
+    val_accs: list[float] = field(default_factory=list)
+    """Validation accuracies so far, 0 to 1."""
+    num_cuts: int = 0
+
+    FACTOR = 1 / 5
+    CLOSE = 0.002  # an absolute difference of accuracies that counts as none
+    MOST_CUTS = 4
+
+    def add_val_acc(self, val_acc: float) -> None:
+        """Notes the validation accuracy (0 to 1) of a new evaluation."""
+        self.val_accs.append(val_acc)
+
+    def update_lr(self) -> None:
+        """Cuts the rate if the newest accuracy, at the earliest the third, is no progress."""
+        if len(self.val_accs) < 3:
+            return
+        before_last, last, now = self.val_accs[-3:]
+        if now < max(self.val_accs) or abs(now - (before_last + last) / 2) < self.CLOSE:
+            self.lr *= self.FACTOR
+            self.num_cuts += 1
+
+    def done(self) -> bool:
+        """Whether training has come to its end."""
+        return self.num_cuts >= self.MOST_CUTS
+
+
+# A run
+
+
+@dataclass
+class Progress:
+    """How far a run has come: with the model's variables, all that resuming needs."""
+
+    control: TrainControl
+    step: int = 0
+    """Steps done."""
+    best_val_acc: float = -1.0
+    """Of the model in best.keras; -1 before the first evaluation."""
+    seconds: float = 0.0
+    """Running time up to the last save, over all resumes."""
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Progress":
+        """The inverse of `dataclasses.asdict`; other keys are left alone."""
+        return cls(TrainControl(**values["control"]), values["step"], values["best_val_acc"], values["seconds"])
+
+
+class StopRequest:
+    """Turns the first Ctrl-C or SIGTERM into a note to stop after the step; a second one stops at once."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def __enter__(self) -> "StopRequest":
+        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _frame) -> None:
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = number
+
+
+class Steps(keras.callbacks.Callback):
+    """What happens after a step, between two evaluations.
+
+    `self.model` is touched only when something is due: under JAX every touch copies the state of the step.
+    """
+
+    def __init__(self, config: TrainConfig, folder: Path, log: Log, progress: Progress, stop: StopRequest) -> None:
+        super().__init__()
+        self.config, self.folder, self.log, self.progress, self.stop_request = config, folder, log, progress, stop
+        self.restore: Path | None = None  # a checkpoint to begin from
+        self.bar: tqdm | None = None
+        self.last_step = 0  # of this interval
+        self.last_point = {}  # of the training curves
+        self.distributions: Distributions | None = None
+        self._session_start = time.perf_counter() - progress.seconds
+
+    def seconds(self) -> float:
+        """Running time over all resumes."""
+        return time.perf_counter() - self._session_start
+
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        """Restores the state, after `fit` has set the running means back to zero."""
+        if self.restore:
+            arrays, _ = checkpoints.read_state(self.restore)
+            checkpoints.restore_variables(self.model, arrays, self.restore)
+            self.restore = None
+        self._window = (self.progress.step, time.perf_counter())
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, float]) -> None:
+        """`logs`: means since the last point of the curves."""
+        self.progress.step += 1
+        step, at_end = self.progress.step, self.progress.step == self.last_step
+        self.check_finite(logs["loss"])
+        self.bar.set_postfix_str(f"loss {logs['data_loss']:.3f}, top-1 {logs['top_1']:.1%}", refresh=False)
+        self.bar.update()
+        if step % self.config.summary_interval == 0 or at_end:
+            self.write_point(logs)
+        if self.config.histogram_interval and step % self.config.histogram_interval == 0:
+            self.log.histograms(step, self.distributions())
+        if self.stop_request.signal:
+            self.model.stop_training = True
+        elif step % self.config.checkpoint_interval == 0 and not at_end:  # the evaluation at the end saves too
+            self.save()
+
+    def check_finite(self, loss: float) -> None:
+        """Ends the run if the loss is no number any more."""
+        if math.isfinite(loss):
+            return
+        saved = checkpoints.find_checkpoint(self.folder, None)
+        state = f"the state of {saved.name} is kept" if saved else "nothing was saved yet"
+        advice = f"a lower --lr (now {self.progress.control.lr:g})"
+        if self.config.precision == "mixed_float16":
+            advice += " or --precision mixed_bfloat16"
+        raise UserError(f"the loss is {loss} at step {self.progress.step:,}; {state}; try {advice}")
+
+    def write_point(self, logs: dict[str, float]) -> None:
+        """Adds a point to the training curves and starts new means."""
+        step, now = self.progress.step, time.perf_counter()
+        since_step, since = self._window
+        values = {name: logs[name] for name in ("data_loss", "top_1", "top_5")}
+        values |= l2_penalties(self.model) | {"learning_rate": self.progress.control.lr}
+        speed = (step - since_step) * self.config.batch_size / (now - since)
+        self.log.curves("train", step, values, {"images_per_second": speed, "seconds": self.seconds()})
+        self.model.reset_metrics()
+        self.last_point, self._window = values | {"images_per_second": speed}, (step, now)
+
+    def save(self) -> None:
+        """Saves the resumable state."""
+        self.progress.seconds = self.seconds()
+        self.log.flush()
+        checkpoints.save_state(self.model, self.folder, asdict(self.progress), self.config.keep_checkpoints)
+
+
+def compile_model(model: keras.Model, config: TrainConfig) -> None:
+    """Gives the model its optimizer, its loss, and the figures that are logged: all but the loss without L2."""
+    loss = loss_by_name(config.loss, config.smoothing)
+    figures = {"data_loss": loss, "top_1": accuracy, "top_5": top_5_accuracy}
+    model.compile(
+        optimizer=keras.optimizers.SGD(config.lr, momentum=config.momentum, nesterov=True),
+        loss=loss,
+        metrics=[keras.metrics.MeanMetricWrapper(figure, name=name) for name, figure in figures.items()],
+    )
+    model.optimizer.build(model.trainable_variables)
+
+
+def train(config: TrainConfig, resume: bool = False, resume_from: str | None = None) -> Path:
+    """Trains to the end of the epochs or of all progress, evaluating every `eval_interval` steps.
+
+    Args:
+        config: all settings.
+        resume: go on with the run of that name, from its newest checkpoint (from the start if it has none yet).
+        resume_from: go on from the checkpoint of this name, for example "step_00002000"; later ones are dropped.
+
+    Returns:
+        The run's folder.
+
+    Raises:
+        UserError: the settings or the data cannot be used, the run exists or cannot be resumed, the loss is not
+            finite, or the disk is full.
+        SystemExit: Ctrl-C or SIGTERM, after the state was saved.
+    """
+    data = open_dataset(config.data_dir)
+    total_steps = count_steps(config, data)
+    folder = checkpoints.reopen_run(config, data) if resume or resume_from else checkpoints.create_run(config, data)
+    with checkpoints.locked(folder), StopRequest() as stop:
+        progress, checkpoint = find_progress(config, folder, resume_from)
+        with closing(Log(folder)) as log:
+            model = build_model(config, len(data.class_ids))
+            compile_model(model, config)
+            announce(config, model, data, total_steps, progress)
+            steps = Steps(config, folder, log, progress, stop)
+            steps.restore = checkpoint
+            run_intervals(steps, model, data, total_steps)
+    return folder
+
+
+def count_steps(config: TrainConfig, data: Dataset) -> int:
+    """The steps of the whole run.
+
+    Raises:
+        UserError: the batch or the evaluation interval does not fit the data.
+    """
+    num_pictures = len(data.train.labels)
+    if config.batch_size > num_pictures:
+        raise UserError(f"batch_size is {config.batch_size}, but there are {num_pictures} training pictures; lower it")
+    total_steps = config.num_epochs * num_pictures // config.batch_size
+    if config.eval_interval > total_steps:
+        raise UserError(
+            f"eval_interval is {config.eval_interval}, but the run has only {total_steps} steps; "
+            f"set --eval-interval to {total_steps} or less"
+        )
+    return total_steps
+
+
+def find_progress(config: TrainConfig, folder: Path, name: str | None) -> tuple[Progress, Path | None]:
+    """Where to begin: a new start, or a checkpoint, to which the logs are taken back."""
+    checkpoint = checkpoints.find_checkpoint(folder, name)
+    if checkpoint is None:
+        checkpoints.cut_logs(folder, {})
+        return Progress(TrainControl(config.lr)), None
+    _, values = checkpoints.read_state(checkpoint)
+    checkpoints.cut_logs(folder, values["log_sizes"])
+    checkpoints.drop_after(checkpoint)
+    return Progress.from_dict(values), checkpoint
+
+
+def run_intervals(steps: Steps, model: keras.Model, data: Dataset, total_steps: int) -> None:
+    """Trains from one evaluation to the next until the end; the last interval may be shorter."""
+    config, progress = steps.config, steps.progress
+    batch = next(train_batches(data.train, config).take(1).as_numpy_iterator())
+    model.test_on_batch(*batch)  # builds the metrics, whose state a checkpoint restores
+    steps.distributions = Distributions(model, batch[0][:HISTOGRAM_PICTURES])
+    if steps.restore is None:
+        steps.log.start(config, model, data)
+    bar = tqdm(total=total_steps, initial=progress.step, unit="step", dynamic_ncols=True, disable=None)
+    with closing(bar) as steps.bar:
+        while progress.step < total_steps and not progress.control.done():
+            intervals_done = progress.step // config.eval_interval
+            steps.last_step = min((intervals_done + 1) * config.eval_interval, total_steps)
+            model.fit(
+                train_batches(data.train, config, progress.step),
+                steps_per_epoch=steps.last_step - progress.step,
+                callbacks=[steps],
+                shuffle=False,  # they are shuffled
+                verbose=0,
+            )
+            if progress.step == steps.last_step:
+                evaluate_and_save(steps, model, data)
+            stop_if_asked(steps)
+    best = f"best validation top-1 {progress.best_val_acc:.2%}, in {steps.folder / 'best.keras'}"
+    reason = "no progress after four cuts of the rate" if progress.control.done() else "all epochs done"
+    print(f"end at step {progress.step:,} ({reason}) after {progress.seconds:,.0f} s: {best}")
+
+
+def evaluate_and_save(steps: Steps, model: keras.Model, data: Dataset) -> None:
+    """Evaluates on every validation picture, logs, keeps the best model, sets the rate, and saves the state."""
+    config, progress, log = steps.config, steps.progress, steps.log
+    values = model.evaluate(eval_batches(data.val, config.crop_size), return_dict=True, verbose=0)
+    model.reset_metrics()  # the saved running means are those of the training that follows
+    values = {name: values[name] for name in ("data_loss", "top_1", "top_5")}
+    log.curves("validation", progress.step, values, {"seconds": steps.seconds()})
+    if not config.histogram_interval:
+        log.histograms(progress.step, steps.distributions())
+    if values["top_1"] > progress.best_val_acc:
+        progress.best_val_acc = values["top_1"]
+        checkpoints.save_best(model, steps.folder)
+    progress.control.add_val_acc(values["top_1"])
+    progress.control.update_lr()
+    report(progress, steps.last_point, values)
+    model.optimizer.learning_rate = progress.control.lr
+    steps.save()
+
+
+def stop_if_asked(steps: Steps) -> None:
+    """After Ctrl-C or SIGTERM: saves, says how to go on, and ends the program as that signal does (128 + number)."""
+    if not steps.stop_request.signal:
+        return
+    steps.save()
+    steps.bar.close()
+    print(f"stopped at step {steps.progress.step:,}, state saved; to go on, add --resume to the same command")
+    sys.exit(128 + steps.stop_request.signal)
+
+
+# What is printed
+
+
+def announce(config: TrainConfig, model: keras.Model, data: Dataset, total_steps: int, progress: Progress) -> None:
+    """Says what is about to be trained, and which settings are not 2017's."""
+    print(
+        f"{config.run_dir}: {model.count_params():,} weights, {len(data.class_ids)} classes, "
+        f"{len(data.train.labels):,} training and {len(data.val.labels):,} validation pictures, "
+        f"{total_steps:,} steps of {config.batch_size}"
+    )
+    changed = [f"{name} {ours} (default {theirs})" for name, (ours, theirs) in differences(config, BASE).items()]
+    print(f"settings that differ from the defaults: {', '.join(changed) or 'none'}")
+    if progress.step:
+        print(f"resumed at step {progress.step:,}")
+
+
+def report(progress: Progress, training: dict[str, float], validation: dict[str, float]) -> None:
+    """One line an evaluation; the training figures are means since the last point of the curves."""
+    tqdm.write(
+        f"step {progress.step:,}: training loss {training['data_loss']:.3f}, top-1 {training['top_1']:.2%}; "
+        f"validation loss {validation['data_loss']:.3f}, top-1 {validation['top_1']:.2%}, "
+        f"top-5 {validation['top_5']:.2%}; "
+        f"next rate {progress.control.lr:g}; {training['images_per_second']:,.0f} pictures/s",
+        file=sys.stdout,
+    )
+
+
+# The command
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What the command line takes: how to begin, and every field of TrainConfig."""
+
+    config: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes] = BASE
+    recipe: Literal[tuple(RECIPES)] = "default"
+    """The settings to start from; any of them can still be changed."""
+    resume: bool = False
+    """Go on with the run of this name from its newest checkpoint, with its own settings."""
+    resume_from: str | None = None
+    """Go on from the checkpoint of this name, for example step_00002000."""
+
+
+def parse(argv: list[str] | None = None) -> Arguments:
+    """The command line: first which recipe or which run, then what changes of its settings."""
+    arguments = tyro.cli(Arguments, args=argv, description=help_text())
+    base = RECIPES[arguments.recipe]
+    if (arguments.resume or arguments.resume_from) and arguments.recipe == "default":
+        base, _ = checkpoints.read_config(arguments.config.run_dir)
+    return tyro.cli(Arguments, args=argv, default=Arguments(config=base))
+
+
+def help_text() -> str:
+    """What --help begins with."""
+    recipes = []
+    for name, recipe in RECIPES.items():
+        changes = ", ".join(f"{key} {value}" for key, (value, _) in differences(recipe, BASE).items())
+        recipes.append(f"  {name}: {changes or 'the settings of 2017'}")
+    return "Trains a model.\n\nRecipes (--recipe NAME):\n" + "\n".join(recipes)
+
+
+@command
+def main() -> None:
+    """Runs the command."""
+    arguments = parse()
+    folder = train(arguments.config, arguments.resume, arguments.resume_from)
+    print(f"now: python evaluate.py {folder}, or: tensorboard --logdir {arguments.config.runs_dir}")
+
+
+if __name__ == "__main__":
+    main()
