@@ -81,7 +81,12 @@ def eval_batches(split: Split, crop_size: int, batch_size: int = EVAL_BATCH_SIZE
 
 
 def as_tensor(images: np.ndarray) -> tf.Tensor:
-    """A tensor over the same memory: the mapped pages of the packed file, shared, not a copy of 1.2 GB."""
+    """A tensor over the same memory: the mapped pages of the packed file, shared, not a copy of 1.2 GB.
+
+    TensorFlow aborts on memory that does not begin at a multiple of 64 bytes, as a mapped file does; that is copied.
+    """
+    if images.ctypes.data % 64:
+        return tf.constant(images)
     return tf.experimental.dlpack.from_dlpack(images.__dlpack__())
 
 

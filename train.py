@@ -23,7 +23,7 @@ from dataset import Dataset, open_dataset
 from input_pipe import eval_batches, train_batches
 from losses import loss_by_name
 from metrics import accuracy, top_5_accuracy
-from models import build_model
+from models import build_model, import_model
 from summaries import HISTOGRAM_PICTURES, Distributions, Log, l2_penalties
 
 __all__ = ["TrainConfig", "TrainControl", "main", "train"]
@@ -206,6 +206,7 @@ def train(config: TrainConfig, resume: bool = False, resume_from: str | None = N
             finite, or the disk is full.
         SystemExit: Ctrl-C or SIGTERM, after the state was saved.
     """
+    import_model(config.model_name)  # an unknown name is answered at once, not after an hour of download
     data = open_dataset(config.data_dir)
     total_steps = count_steps(config, data)
     folder = checkpoints.reopen_run(config, data) if resume or resume_from else checkpoints.create_run(config, data)

@@ -1,0 +1,38 @@
+# `make demo` shows the whole path on a drawn sample set; `make test` checks everything; `make train` is the real thing.
+# All of it stays inside this folder. The first call installs packages into .venv; after that no network is needed.
+
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO := --recipe demo --config-name demo
+
+.PHONY: demo test train venv clean
+
+demo: .venv/installed
+	$(BIN)/python sample_data.py sample-data
+	rm -rf runs/logistic_regression/demo runs/single_layer_nn/demo runs/vgg_16/demo
+	$(BIN)/python train.py $(DEMO) --model-name logistic_regression
+	$(BIN)/python train.py $(DEMO) --model-name single_layer_nn
+	$(BIN)/python train.py $(DEMO) --model-name vgg_16
+	$(BIN)/python evaluate.py runs/logistic_regression/demo runs/single_layer_nn/demo runs/vgg_16/demo
+
+test: .venv/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+
+train: .venv/installed
+	$(BIN)/python train.py
+
+venv: .venv/installed
+
+.venv/installed: requirements.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+.venv/installed-test: requirements-test.txt .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
+	touch $@
+
+clean:
+	rm -rf .venv sample-data runs/*/demo

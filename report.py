@@ -1,0 +1,155 @@
+"""Files a run as a result: `python report.py runs/vgg_16/default` fills results/ and the README's table.
+
+A result is a claim with its evidence. `results/<name>/` holds the run's config.json and metrics.jsonl as they are, the
+curves as a picture, and result.json: accuracy, on which pictures, in what time, on which machine, by which command.
+"""
+
+from startup import ROOT, UserError, command
+
+import json
+import os
+import platform
+import shlex
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from checkpoints import read_config
+from config import RECIPES, TrainConfig, differences
+from evaluate import evaluate
+
+RESULTS = ROOT / "results"
+README = ROOT / "README.md"
+BEGIN, END = "<!-- results: written by report.py -->\n", "<!-- end of results -->"
+PLACES = ("model_name", "config_name", "data_dir", "runs_dir")  # settings that say where, not how
+
+
+def file_result(run: Path, name: str, data_dir: str | None = None) -> Path:
+    """Evaluates the run and writes results/<name>.
+
+    Args:
+        run: the run's folder.
+        name: the result's folder below results/.
+        data_dir: the dataset's folder; by default the one that the run was trained on.
+
+    Returns:
+        The result's folder.
+    """
+    config, description = read_config(run)
+    row = evaluate(run, data_dir)
+    del row["run"]
+    evidence = {"command": train_command(config), "hardware": hardware(), "python": platform.python_version(), "n": 1}
+    folder = RESULTS / name
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in ("config.json", "metrics.jsonl"):
+        shutil.copy(run / file, folder)
+    result = row | evidence | {"backend": description["backend"], "versions": description["versions"]}
+    (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    draw_curves(folder)
+    return folder
+
+
+def train_command(config: TrainConfig) -> str:
+    """The shortest command that trains with these settings: the nearest recipe, and what differs from it."""
+    recipe = min(RECIPES, key=lambda name: len(_changes(config, name)))
+    words = [] if recipe == "default" else ["--recipe", recipe]
+    for name, value in ({"model_name": config.model_name} | _changes(config, recipe)).items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words += [f"--{flag}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]
+    return shlex.join(["python", "train.py", *words])
+
+
+def _changes(config: TrainConfig, recipe: str) -> dict:
+    changes = {name: ours for name, (ours, _) in differences(config, RECIPES[recipe]).items() if name not in PLACES}
+    if "model_name" in differences(config, RECIPES[recipe]):
+        changes["model_name"] = config.model_name
+    return changes
+
+
+def hardware() -> str:
+    """The processor and how many of its cores this process may use."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{len(os.sched_getaffinity(0))} cores, {names[0] if names else platform.processor() or platform.machine()}"
+
+
+def draw_curves(folder: Path) -> None:
+    """Draws metrics.jsonl as curves.png: loss and top-1 accuracy by step, training and validation."""
+    points = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    figure = Figure(figsize=(9, 3.6), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    for split, colour in (("train", "#0072b2"), ("validation", "#d55e00")):  # Okabe and Ito: told apart by everybody
+        chosen = [point for point in points if point["split"] == split]
+        steps, marker = [point["step"] for point in chosen], "." if len(chosen) < 100 else ""
+        left.plot(steps, [point["data_loss"] for point in chosen], color=colour, label=split, marker=marker)
+        right.plot(steps, [100 * point["top_1"] for point in chosen], color=colour, label=split, marker=marker)
+    for axes, title in ((left, "loss, without L2"), (right, "top-1 accuracy, %")):
+        axes.set(title=title, xlabel="step")
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+    figure.suptitle(folder.name)
+    figure.savefig(folder / "curves.png")
+
+
+def results_table(folder: Path = RESULTS) -> str:
+    """The results as a Markdown table, from the least to the most accurate, each beside the command that made it."""
+    results = {path.parent.name: json.loads(path.read_text()) for path in folder.glob("*/result.json")}
+    lines = [
+        "| model | top-1 / top-5, centre crop | 10 crops | training | made by |",
+        "|---|---|---|---|---|",
+    ]
+    for name, row in sorted(results.items(), key=lambda item: item[1]["center_top_1"]):
+        scores = [
+            f"{100 * row[f'{crops}_top_1']:.1f} / {100 * row[f'{crops}_top_5']:.1f} %"
+            for crops in ("center", "ten_crops")
+        ]
+        time = f"{row['seconds'] / 60:.0f} min, {row['hardware']}"
+        lines.append(f"| [{row['model']}](results/{name}) | {scores[0]} | {scores[1]} | {time} | `{row['command']}` |")
+    pictures = {row["pictures"] for row in results.values()}
+    counts = " or ".join(f"{count:,}" for count in sorted(pictures))
+    lines.append(f"\nOn {counts} validation pictures, by which the best checkpoint was chosen too; one run each.")
+    return "\n".join(lines) + "\n"
+
+
+def update_readme(readme: Path = README) -> None:
+    """Puts the table between its two marks in the README."""
+    text = readme.read_text(encoding="utf-8")
+    if BEGIN not in text or END not in text:
+        raise UserError(f"{readme} lacks the marks {BEGIN.strip()!r} and {END!r} between which the table goes")
+    before, after = text.partition(BEGIN)[0], text.partition(END)[2]
+    readme.write_text(before + BEGIN + results_table() + END + after, encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Files runs as results, and writes the README's table anew."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    """The runs' folders, for example runs/vgg_16/default; none: only the table is written."""
+    name: str | None = None
+    """The result's name, for a single run; by default the model's."""
+    data_dir: str | None = None
+    """The dataset's folder; by default the one that the run was trained on."""
+
+
+@command
+def main() -> None:
+    """Runs the command."""
+    arguments = tyro.cli(Arguments)
+    for run in arguments.runs:
+        print(file_result(run, arguments.name or run.parent.name, arguments.data_dir))
+    update_readme()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""What several test files share: a tiny sample set, and the real scripts run as a user runs them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def sample_dir(tmp_path_factory) -> Path:
+    """A sample set of ten classes with 20 training and 5 validation pictures each."""
+    from sample_data import draw_sample_set
+
+    folder = tmp_path_factory.mktemp("data") / "sample"
+    draw_sample_set(folder, train_per_class=20, val_per_class=5)
+    return folder
+
+
+def run_script(script: str, *arguments, cwd: Path, backend: str = "tensorflow", **settings):
+    """Runs a script of the root in `cwd` to its end; its output is captured as text."""
+    return subprocess.run(
+        [sys.executable, str(ROOT / script), *map(str, arguments)],
+        cwd=cwd,
+        env=os.environ | {"KERAS_BACKEND": backend},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        **settings,
+    )
+
+
+def assert_one_line_error(result, *words: str) -> None:
+    """The program ended with one line on stderr that holds these words, no traceback, and a non-zero exit code."""
+    lines = result.stderr.strip().splitlines()
+    assert result.returncode != 0
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("error: ")
+    for word in words:
+        assert word in lines[0]

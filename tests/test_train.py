@@ -1,0 +1,151 @@
+"""The rule of 2017 for the rate, the command line, a model dropped beside the others."""
+
+from startup import UserError
+
+import shutil
+import subprocess
+import sys
+from dataclasses import fields
+
+import pytest
+from conftest import ROOT, assert_one_line_error, run_script
+
+import train
+from config import RECIPES, TrainConfig
+from train import TrainControl
+
+
+def rates(val_accs):
+    """The rate after each evaluation, as a multiple of the first, and whether the run is then over."""
+    control, found = TrainControl(lr=1.0), []
+    for val_acc in val_accs:
+        control.add_val_acc(val_acc)
+        control.update_lr()
+        found.append((round(control.lr, 6), control.done()))
+    return [rate for rate, _ in found], [done for _, done in found]
+
+
+@pytest.mark.parametrize(
+    ("val_accs", "expected"),
+    [
+        ([0.1, 0.2, 0.3, 0.4], [1, 1, 1, 1]),  # progress
+        ([0.3, 0.2], [1, 1]),  # never before the third
+        ([0.1, 0.3, 0.29], [1, 1, 0.2]),  # below the best
+        ([0.3, 0.1, 0.2, 0.4], [1, 1, 0.2, 0.2]),  # below the best of all, not only of the last two
+        ([0.300, 0.302, 0.3029], [1, 1, 0.2]),  # best, but within 0.002 of the mean, 0.301
+        ([0.300, 0.302, 0.3031], [1, 1, 1]),  # 0.0021 above the mean
+        ([0.1, 0.1, 0.1], [1, 1, 0.2]),  # equal to the best, and no progress
+        ([0.5, 0.4, 0.4, 0.6], [1, 1, 0.2, 0.2]),
+    ],
+)
+def test_rate_is_cut_to_a_fifth_when_there_is_no_progress(val_accs, expected):
+    assert rates(val_accs)[0] == expected
+
+
+def test_the_fourth_cut_ends_the_run():
+    found, done = rates([0.5, 0.4, 0.4, 0.4, 0.4, 0.4])
+    assert found == [1, 1, 0.2, 0.04, 0.008, 0.0016]
+    assert done == [False] * 5 + [True]
+
+
+def test_every_setting_has_a_help_text_and_the_defaults_are_those_of_2017():
+    result = run_script("train.py", "--help", cwd=ROOT)
+    assert result.returncode == 0
+    for item in fields(TrainConfig):
+        assert f"--{item.name.replace('_', '-')}" in result.stdout
+    for recipe in RECIPES:
+        assert f"  {recipe}: " in result.stdout
+    of_2017 = {"batch_size": 64, "num_epochs": 50, "summary_interval": 250, "eval_interval": 2000, "lr": 0.01}
+    of_2017 |= {
+        "reg": 5e-4,
+        "momentum": 0.9,
+        "dropout_keep_prob": 0.5,
+        "model_name": "vgg_16",
+        "config_name": "default",
+    }
+    assert {name: getattr(TrainConfig(), name) for name in of_2017} == of_2017
+
+
+def test_a_recipe_is_a_start_of_which_everything_can_be_changed(monkeypatch):
+    monkeypatch.setitem(RECIPES, "default", TrainConfig(lr=0.5, batch_size=7))
+    config = train.parse(["--lr", "0.25", "--no-random-flip", "--saturation", "1", "1"]).config
+    assert config == TrainConfig(lr=0.25, batch_size=7, random_flip=False, saturation=(1.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"batch_size": 0},
+        {"num_epochs": 0},
+        {"lr": -0.1},
+        {"lr": float("nan")},
+        {"momentum": 1.5},
+        {"reg": -1.0},
+        {"dropout_keep_prob": 0.0},
+        {"smoothing": 1.1},
+        {"width": 0.0},
+        {"crop_size": 65},
+        {"saturation": (2.0, 0.5)},
+        {"saturation": (-1.0, 0.5)},
+        {"hue": 0.6},
+        {"seed": -1},
+        {"summary_interval": 0},
+        {"eval_interval": 0},
+        {"histogram_interval": -1},
+        {"checkpoint_interval": 0},
+        {"keep_checkpoints": 0},
+        {"model_name": "../vgg_16"},
+        {"config_name": "a/b"},
+        {"config_name": ""},
+    ],
+)
+def test_a_value_out_of_range_is_named(values):
+    (name,) = values
+    with pytest.raises(UserError, match=name):
+        TrainConfig(**values)
+
+
+def test_wrong_settings_are_answered_in_one_line(sample_dir, tmp_path):
+    base = ("train.py", "--data-dir", sample_dir, "--model-name", "logistic_regression")
+    answers = {
+        ("--lr", "-1"): ("lr", "0 or more"),
+        ("--model-name", "vgg_61"): ("vgg_61", "logistic_regression, single_layer_nn, vgg_16"),
+        ("--batch-size", "201"): ("batch_size", "200 training pictures"),
+        ("--num-epochs", "1"): ("eval_interval", "only 3 steps"),
+    }
+    for arguments, words in answers.items():
+        assert_one_line_error(run_script(*base, *arguments, cwd=tmp_path), *words)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_unknown_flag_suggests_the_near_one():
+    result = run_script("train.py", "--batchsize", "3", cwd=ROOT)
+    assert result.returncode != 0
+    assert "--batch-size" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("backend", ["tensorflow", "jax"])
+def test_a_run_ends_with_a_model_that_evaluates(backend, sample_dir, tmp_path):
+    settings = ("--num-epochs", 2, "--eval-interval", 5, "--summary-interval", 2, "--width", 0.05)
+    result = run_script("train.py", "--data-dir", sample_dir, *settings, cwd=tmp_path, backend=backend)
+    assert result.returncode == 0, result.stderr
+    assert "width 0.05 (default 1.0)" in result.stdout
+    assert "end at step 6" in result.stdout  # 6 = 2 * 200 // 64: evaluated at step 5 and at the end
+    run = tmp_path / "runs" / "vgg_16" / "default"
+    result = run_script("evaluate.py", run, cwd=tmp_path, backend=backend)
+    assert result.returncode == 0, result.stderr
+    assert "vgg_16/default" in result.stdout
+    again = run_script("train.py", "--data-dir", sample_dir, *settings, cwd=tmp_path, backend=backend)
+    assert_one_line_error(again, "--resume", "--config-name")
+
+
+def test_a_new_file_is_a_new_model(sample_dir, tmp_path):
+    for path in ROOT.glob("*.py"):
+        shutil.copy(path, tmp_path)
+    text = (ROOT / "logistic_regression.py").read_text()
+    (tmp_path / "my_model.py").write_text(text.replace("logistic_regression", "my_model"))
+    settings = ["--data-dir", sample_dir, "--num-epochs", "1", "--eval-interval", "3", "--model-name", "my_model"]
+    result = subprocess.run([sys.executable, "train.py", *settings], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "runs" / "my_model" / "default" / "best.keras").exists()
