@@ -36,6 +36,7 @@ from dataset import Dataset
 CHANGEABLE = {
     "data_dir",  # the fingerprint of the data counts, not its place
     "runs_dir",
+    "skip_bad_images",  # likewise
     "num_epochs",
     "summary_interval",
     "histogram_interval",

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-DEFAULT_DATA_DIR = "tiny-imagenet-200"
+DEFAULT_DATA_DIR = "tiny-imagenet-200"  # the one folder that downloads by itself
 PICTURE_SIZE = 64  # pixels: the pictures of the dataset are squares of this side
 
 
@@ -29,6 +29,9 @@ class TrainConfig:
     """The dataset's folder, in Tiny ImageNet's layout. The default one is downloaded if it is not there."""
     runs_dir: str = "runs"
     """The folder of all runs."""
+
+    skip_bad_images: bool = False
+    """Leave out pictures that cannot be used, instead of stopping."""
 
     # The optimisation: SGD with Nesterov momentum, its rate cut by TrainControl
     batch_size: int = setting(64, 1)

@@ -79,7 +79,7 @@ def check_same_classes(run: Run, data: Dataset) -> None:
 def evaluate(folder: Path, data_dir: str | None) -> dict:
     """The row of one run: its name, its number of weights, its scores and its training time in seconds."""
     run = load_run(folder)
-    data = open_dataset(data_dir or run.config.data_dir)
+    data = open_dataset(data_dir or run.config.data_dir, skip_bad_images=run.config.skip_bad_images)
     check_same_classes(run, data)
     row = {"run": str(folder), "model": run.config.model_name, "weights": run.model.count_params()}
     row |= asdict(scores(run.model, data.val, run.config.crop_size))

@@ -64,7 +64,7 @@ def command(main: Callable[[], int | None]) -> Callable[[], None]:
 
 
 @contextmanager
-def _quiet_stderr():
+def quiet_stderr():
     """Holds back what C++ writes to file descriptor 2; an exception shows it after all."""
     import tempfile
 
@@ -88,7 +88,7 @@ def _load_tensorflow():
 
     Under the JAX backend TensorFlow only reads pictures and writes logs, so the GPU is left to JAX.
     """
-    with _quiet_stderr():
+    with quiet_stderr():
         tf = importlib.import_module("tensorflow")
         if os.environ["KERAS_BACKEND"] != "tensorflow":
             tf.config.set_visible_devices([], "GPU")

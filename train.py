@@ -207,7 +207,7 @@ def train(config: TrainConfig, resume: bool = False, resume_from: str | None = N
         SystemExit: Ctrl-C or SIGTERM, after the state was saved.
     """
     import_model(config.model_name)  # an unknown name is answered at once, not after an hour of download
-    data = open_dataset(config.data_dir)
+    data = open_dataset(config.data_dir, skip_bad_images=config.skip_bad_images)
     total_steps = count_steps(config, data)
     folder = checkpoints.reopen_run(config, data) if resume or resume_from else checkpoints.create_run(config, data)
     with checkpoints.locked(folder), StopRequest() as stop:

@@ -1,0 +1,73 @@
+"""Small helpers around files: names as errors may print them, errors in one line, locks, progress bars."""
+
+from startup import UserError
+
+import errno
+import fcntl
+import os
+import sys
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from tqdm import tqdm
+
+
+def shown(name: str | Path) -> str:
+    """A name as an error may print it: one line, whatever bytes the file system holds."""
+    return str(name) if str(name).isprintable() else ascii(str(name))
+
+
+def is_utf8(name: str) -> bool:
+    """Tells whether a name of the file system is UTF-8; Python holds other bytes as lone surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
+
+
+@contextmanager
+def os_errors_named(root: Path):
+    """Turns the operating system's errors into one line that names the file and what to do."""
+    advice = {
+        errno.ENOSPC: "free some space on this disk (Tiny ImageNet packed takes 1.4 GB)",
+        errno.EDQUOT: "free some space in your quota (Tiny ImageNet packed takes 1.4 GB)",
+        errno.EFBIG: "allow larger files (ulimit -f unlimited)",
+        errno.EACCES: "make it readable, and the dataset's folder writable, where the packed pictures are kept",
+        errno.EPERM: "make it readable, and the dataset's folder writable, where the packed pictures are kept",
+        errno.EROFS: "copy the dataset to a writable place, for the packed pictures are kept in its folder",
+    }
+    try:
+        yield
+    except OSError as error:
+        name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else str(root)
+        what = f"{shown(name)}: {error.strerror or error}"
+        raise UserError(f"{what}; {advice.get(error.errno, 'check this file or folder')}") from error
+
+
+@contextmanager
+def locked(folder: Path):
+    """Holds a lock on a folder, so that two processes do not write into it at once; it ends with the process."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another process that is writing into {shown(folder)}", file=sys.stderr)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError:
+            pass  # a network disk without locks
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def progress(total: int, what: str):
+    """A progress bar that still reaches the terminal while file descriptor 2 is held back."""
+    stream = sys.stderr
+    with suppress(OSError, AttributeError, ValueError):  # notebooks and tests have other streams
+        if sys.stderr.fileno() == 2:
+            stream = os.fdopen(os.dup(2), "w")
+    try:
+        with tqdm(total=total, desc=what, unit=" pictures", unit_scale=True, file=stream, disable=None) as bar:
+            yield bar
+    finally:
+        if stream is not sys.stderr:
+            stream.close()
