@@ -3,16 +3,23 @@
 It imports nothing heavy, so that a missing package or a wrong Python is answered by one sentence.
 """
 
+import sys
+
+OLDEST_PYTHON, NEWEST_PYTHON = (3, 11), (3, 13)  # what TensorFlow 2.21 has wheels for
+if not OLDEST_PYTHON <= sys.version_info[:2] <= NEWEST_PYTHON:  # before anything that an old Python cannot read
+    sys.exit(
+        "error: Python %d.%d has no TensorFlow 2.21; use 3.11, 3.12 or 3.13, for example: "
+        "python3.11 -m venv .venv && .venv/bin/pip install -r requirements.txt" % sys.version_info[:2]
+    )
+
 import functools
 import importlib
 import importlib.util
 import os
-import sys
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
-OLDEST_PYTHON, NEWEST_PYTHON = (3, 11), (3, 13)  # what TensorFlow 2.21 has wheels for
 PACKAGES = {"tensorflow", "keras", "numpy", "PIL", "tyro", "pooch", "tqdm", "tensorboard", "matplotlib"}
 BACKENDS = ("tensorflow", "jax")
 
@@ -25,12 +32,7 @@ class UserError(Exception):
 
 
 def check_environment() -> None:
-    """Ends the program with one line if Python, a package or the backend's name is not what is needed."""
-    if not OLDEST_PYTHON <= sys.version_info[:2] <= NEWEST_PYTHON:
-        sys.exit(
-            f"error: Python {sys.version_info.major}.{sys.version_info.minor} has no TensorFlow 2.21; use 3.11, 3.12 "
-            f"or 3.13, for example: python3.11 -m venv .venv && .venv/bin/pip install -r requirements.txt"
-        )
+    """Ends the program with one line if a package is missing or the backend's name is unknown."""
     backend = os.environ["KERAS_BACKEND"]
     if backend not in BACKENDS:
         sys.exit(f"error: KERAS_BACKEND is {backend!r}; set it to one of: {', '.join(BACKENDS)}")
@@ -59,6 +61,8 @@ def command(main: Callable[[], int | None]) -> Callable[[], None]:
             sys.exit(1)
         except OSError as error:  # a full disk, a folder without permission: the file's name says enough
             sys.exit(f"error: {error.filename or 'cannot read or write'}: {error.strerror or error}")
+        except _load_tensorflow().errors.OpError as error:  # TensorFlow writes the event files
+            sys.exit(f"error: {error.message.splitlines()[0]}")
 
     return run
 
