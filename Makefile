@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := --recipe demo --config-name demo
 
-.PHONY: demo test train venv clean
+.PHONY: demo test train notebooks venv clean
 
 demo: .venv/installed
 	$(BIN)/python sample_data.py sample-data
@@ -14,6 +14,8 @@ demo: .venv/installed
 	$(BIN)/python train.py $(DEMO) --model-name single_layer_nn
 	$(BIN)/python train.py $(DEMO) --model-name vgg_16
 	$(BIN)/python evaluate.py runs/logistic_regression/demo runs/single_layer_nn/demo runs/vgg_16/demo
+	ls sample-data/val/images/val_1?.JPEG | \
+	    $(BIN)/python predict.py - --run runs/vgg_16/demo --output runs/vgg_16/demo/predictions.png
 
 test: .venv/installed-test
 	$(BIN)/ruff check .
@@ -22,6 +24,9 @@ test: .venv/installed-test
 
 train: .venv/installed
 	$(BIN)/python train.py
+
+notebooks: .venv/installed-notebooks
+	$(BIN)/jupyter lab notebooks
 
 venv: .venv/installed
 
@@ -32,6 +37,10 @@ venv: .venv/installed
 
 .venv/installed-test: requirements-test.txt .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
+	touch $@
+
+.venv/installed-notebooks: requirements-notebooks.txt .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-notebooks.txt
 	touch $@
 
 clean:

@@ -18,6 +18,7 @@ import fcntl
 import importlib.metadata
 import json
 import os
+import re
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -97,6 +98,22 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
+def opened_run(config: TrainConfig, data: Dataset, resume: bool):
+    """Makes the folder of a run, or takes up the one that is there, and holds it for this process alone.
+
+    Raises:
+        UserError: as `create_run` or, to resume, as `reopen_run`; or another train.py holds the folder.
+    """
+    folder = config.run_dir
+    if resume:
+        read_config(folder)  # nothing is made for a run that is not there
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):  # first of all: what another train.py is writing must not be taken for left-overs
+        begin = reopen_run if resume else create_run
+        yield begin(config, data)
+
+
+@contextmanager
 def locked(folder: Path):
     """Holds the folder for this process alone; the lock goes with the process, however it ends.
 
@@ -155,8 +172,8 @@ def read_config(folder: Path) -> tuple[TrainConfig, dict[str, Any]]:
     if not path.exists():
         raise UserError(f"{folder} holds no run (no config.json); train one first with train.py")
     description = _read_json(path)
-    for key in ("config", "class_ids", "class_names", "data"):
-        if key not in description:
+    for key, kind in (("config", dict), ("class_ids", list), ("class_names", list), ("data", dict)):
+        if not isinstance(description.get(key), kind):
             raise UserError(f"{path} lacks {key!r}; it was not written by train.py")
     return config_module.from_dict(description["config"], str(path)), description
 
@@ -171,7 +188,7 @@ def reopen_run(config: TrainConfig, data: Dataset) -> Path:
     before, description = read_config(folder)
     changed = config_module.differences(before, config)
     refused = [f"{name} was {old}, now {new}" for name, (old, new) in changed.items() if name not in CHANGEABLE]
-    if description["data"]["fingerprint"] != data.fingerprint:
+    if description["data"].get("fingerprint") != data.fingerprint:
         refused.append(f"the pictures or labels in {config.data_dir} are not those that the run began with")
     if description.get("backend") != keras.backend.backend():
         refused.append(f"KERAS_BACKEND was {description.get('backend')}, now {keras.backend.backend()}")
@@ -189,7 +206,7 @@ def reopen_run(config: TrainConfig, data: Dataset) -> Path:
 
 def save_best(model: keras.Model, folder: Path) -> None:
     """Writes the model, without the optimizer's state, as best.keras."""
-    write_atomically(folder / "best.keras", keras.Model(model.inputs, model.outputs, name=model.name).save)
+    write_atomically(folder / "best.keras", keras.Model(model.inputs[0], model.outputs[0], name=model.name).save)
 
 
 @dataclass(frozen=True)
@@ -257,9 +274,11 @@ def save_state(model: keras.Model, folder: Path, progress: dict[str, Any], keep:
     if path.exists():
         return  # the state is a function of the step
     arrays = {name: keras.ops.convert_to_numpy(variable) for name, variable in variables(model).items()}
-    sizes = {str(file.relative_to(folder)): file.stat().st_size for file in log_files(folder)}
 
     def write(temporary: Path) -> None:
+        for file in log_files(folder):
+            _force_to_disk(file)  # the sizes below must hold after a loss of power, too
+        sizes = {str(file.relative_to(folder)): file.stat().st_size for file in log_files(folder)}
         temporary.mkdir()
         np.savez(temporary / "arrays.npz", **arrays)
         (temporary / "progress.json").write_text(json.dumps(progress | {"log_sizes": sizes}))
@@ -295,6 +314,11 @@ def drop_after(checkpoint: Path) -> None:
             _remove(other)
 
 
+def _advice_instead_of(path: Path) -> str:
+    others = [other.name for other in checkpoints(path.parent.parent) if other.name < path.name]
+    return f"try --resume-from {others[-1]}" if others else "there is none before it; start the run anew"
+
+
 def read_state(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The arrays and the progress of a checkpoint, whole and checked.
 
@@ -305,10 +329,9 @@ def read_state(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         with np.load(path / "arrays.npz", allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}  # the zip's checksums are verified here
         return arrays, _read_json(path / "progress.json")
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, UserError) as error:
-        others = [other.name for other in checkpoints(path.parent.parent) if other.name < path.name]
-        advice = f"try --resume-from {others[-1]}" if others else "there is none before it; start the run anew"
-        raise UserError(f"{path} is damaged ({error}); {advice}") from None
+    # a damaged zip may also claim to be encrypted (RuntimeError) or of a later version (NotImplementedError, one too)
+    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, UserError) as error:
+        raise UserError(f"{path} is damaged ({error}); {_advice_instead_of(path)}") from None
 
 
 def restore_variables(model: keras.Model, arrays: dict[str, np.ndarray], path: Path) -> None:
@@ -317,16 +340,24 @@ def restore_variables(model: keras.Model, arrays: dict[str, np.ndarray], path: P
     Raises:
         UserError: the checkpoint is another model's, or another number of classes'.
     """
-    targets = variables(model)
-    ours = {name: tuple(variable.shape) for name, variable in targets.items()}
-    theirs = {name: array.shape for name, array in arrays.items()}
-    for name in sorted(ours.keys() | theirs.keys()):
-        if ours.get(name) != theirs.get(name):
+    targets = {_lasting(name): (name, variable) for name, variable in variables(model).items()}
+    saved = {_lasting(name): (name, array) for name, array in arrays.items()}
+    for key in sorted(targets.keys() | saved.keys()):
+        name, variable = targets.get(key, (None, None))
+        saved_name, array = saved.get(key, (None, None))
+        here, there = (None if item is None else tuple(item.shape) for item in (variable, array))
+        if here != there:
             raise UserError(
-                f"{path} is another model's: {name!r} has shape {theirs.get(name)} there and {ours.get(name)} here"
+                f"{path} is another model's: {(name or saved_name)!r} has shape {there} there and {here} here; "
+                f"{_advice_instead_of(path)}"
             )
-    for name, variable in targets.items():
-        variable.assign(arrays[name])
+    for key, (_, variable) in targets.items():
+        variable.assign(saved[key][1])
+
+
+def _lasting(name: str) -> str:
+    """The name without the counters that Keras adds when a process, a notebook say, builds a second model."""
+    return re.sub(r"_\d+(?=[/_]|$)", "", name)
 
 
 def log_files(folder: Path) -> list[Path]:

@@ -5,7 +5,7 @@ from startup import UserError
 import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 DEFAULT_DATA_DIR = "tiny-imagenet-200"  # the one folder that downloads by itself
 PICTURE_SIZE = 64  # pixels: the pictures of the dataset are squares of this side
@@ -91,6 +91,9 @@ class TrainConfig:
             if not re.fullmatch(r"[\w][\w.-]*", getattr(self, name)):
                 raise UserError(f"{name} is {getattr(self, name)!r}; use letters, digits, '_', '-' and '.' alone")
         for item in fields(self):
+            if get_origin(item.type) is Literal and getattr(self, item.name) not in get_args(item.type):
+                allowed = ", ".join(get_args(item.type))
+                raise UserError(f"{item.name} is {getattr(self, item.name)!r}; it must be one of: {allowed}")
             _check_range(item.name, getattr(self, item.name), **item.metadata)
         if self.saturation[0] > self.saturation[1]:
             raise UserError(f"saturation is {self.saturation}; the first number must not be above the second")
@@ -126,11 +129,19 @@ def from_dict(values: dict[str, Any], source: str) -> TrainConfig:
     unknown = sorted(set(values) - set(known))
     if unknown:
         raise UserError(f"{source}: unknown setting {', '.join(unknown)}; this version knows: {', '.join(known)}")
-    try:
-        values = {name: type(known[name])(value) for name, value in values.items()}
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{source}: a setting has a wrong type ({error})") from None
-    return TrainConfig(**values)
+    for name, value in values.items():
+        if not _is_like(value, known[name]):
+            raise UserError(f"{source}: {name} is {value!r}, of a wrong type; the default is {known[name]!r}")
+    return TrainConfig(**{name: type(known[name])(value) for name, value in values.items()})
+
+
+def _is_like(value: Any, default: Any) -> bool:
+    """Whether a value from a JSON file has the type of the setting's default; a whole number may stand for a float."""
+    if isinstance(default, tuple):
+        return isinstance(value, list) and len(value) == len(default) and all(map(_is_like, value, default))
+    if isinstance(default, float):
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return type(value) is type(default)
 
 
 BASE = TrainConfig()

@@ -4,9 +4,10 @@ Works for any model without touching it. Training and validation write under the
 TensorBoard shows both in one chart.
 """
 
-from startup import keras, tf
+from startup import UserError, keras, tf
 
 import json
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -36,6 +37,16 @@ class Log:
             for split in ("train", "validation")
         }
 
+    @contextmanager
+    def _writing(self, split: str, step: int):
+        """What is written inside goes to TensorBoard; TensorFlow's errors, when the disk is full, become one line."""
+        try:
+            with self._writers[split].as_default(step):
+                yield
+        except tf.errors.OpError as error:
+            reason = error.message.strip().split("\n")[0].split("}} ")[-1]
+            raise UserError(f"cannot write TensorBoard's file ({reason}); the saved states are kept") from None
+
     def curves(self, split: str, step: int, values: dict[str, float], unrepeatable: dict[str, float]) -> None:
         """One point of each curve.
 
@@ -47,58 +58,60 @@ class Log:
         """
         point = {"split": split, "step": step} | values | unrepeatable
         self._lines.write(json.dumps(point) + "\n")
-        with self._writers[split].as_default(step):
+        with self._writing(split, step):
             for name, value in (values | unrepeatable).items():
                 tf.summary.scalar(name, value)
 
     def histograms(self, step: int, values: dict[str, np.ndarray]) -> None:
         """The distribution of each array."""
-        with self._writers["train"].as_default(step):
+        with self._writing("train", step):
             for name, array in values.items():
                 tf.summary.histogram(name, array)
 
     def start(self, config: TrainConfig, model: keras.Model, data: Dataset) -> None:
         """What is shown once: the settings as text and as hyperparameters, the graph, a sheet of training pictures."""
         settings = asdict(config)
-        with self._writers["train"].as_default(step=0):
+        with self._writing("train", step=0):
             table = [f"| {name} | {value} |" for name, value in settings.items()]
             tf.summary.text("settings", "\n".join(["| setting | value |", "|---|---|", *table]))
             tf.summary.graph(layer_graph(model))
             tf.summary.image("training pictures", training_sheet(data, config))
             names = "; ".join(data.class_names[label] for label in first_batch(data, config)[1][: GRID**2])
             tf.summary.text("training pictures", f"Row by row: {names}")
-        with self._writers["validation"].as_default(step=0):  # its final accuracy is what runs are compared by
+        with self._writing("validation", step=0):  # its final accuracy is what runs are compared by
             hparams.hparams({name: _plain(value) for name, value in settings.items()}, trial_id=str(config.run_dir))
 
     def flush(self) -> None:
-        """Hands everything to the operating system."""
+        """Hands everything to the operating system; TensorBoard's points were when each was written."""
         self._lines.flush()
-        for writer in self._writers.values():
-            writer.flush()
 
     def close(self) -> None:
-        """Flushes and closes the files."""
-        self._lines.close()
-        for writer in self._writers.values():
-            writer.close()
+        """Closes the files; every save has flushed them, so that nothing is lost when the disk is full now."""
+        with suppress(OSError, tf.errors.OpError):
+            self._lines.close()
+            for writer in self._writers.values():
+                writer.close()
 
 
 class Distributions:
     """All weights of a model, and all layers' outputs for a few pictures, as arrays for histograms.
 
     Args:
-        model: any functional model.
+        model: any functional model, each layer of which is called once.
         pictures: (P, S, S, 3) uint8.
     """
 
     def __init__(self, model: keras.Model, pictures: np.ndarray) -> None:
-        self._model, self._pictures = model, pictures
+        self._pictures = pictures
         self._layers = [layer for layer in model.layers if not isinstance(layer, keras.layers.InputLayer)]
         self._outputs = keras.Model(model.inputs, [layer.output for layer in self._layers])
 
-    def __call__(self) -> dict[str, np.ndarray]:
-        """`weights/<path>` and `activations/<layer>` -> float32 array."""
-        weights = {f"weights/{weight.path}": ops.convert_to_numpy(weight) for weight in self._model.weights}
+    def __call__(self, model: keras.Model) -> dict[str, np.ndarray]:
+        """`weights/<path>` and `activations/<layer>` -> float32 array.
+
+        During `fit` the model must come from `callback.model`: under JAX its variables are empty until it is asked for.
+        """
+        weights = {f"weights/{weight.path}": ops.convert_to_numpy(weight) for weight in model.weights}
         outputs = zip(self._layers, self._outputs.predict_on_batch(self._pictures), strict=True)
         return weights | {f"activations/{layer.name}": np.asarray(output, np.float32) for layer, output in outputs}
 

@@ -24,7 +24,7 @@ from input_pipe import eval_batches, train_batches
 from losses import loss_by_name
 from metrics import accuracy, top_5_accuracy
 from models import build_model, import_model
-from summaries import HISTOGRAM_PICTURES, Distributions, Log, l2_penalties
+from summaries import HISTOGRAM_PICTURES, Distributions, Log, first_batch, l2_penalties
 
 __all__ = ["TrainConfig", "TrainControl", "main", "train"]
 
@@ -143,7 +143,7 @@ class Steps(keras.callbacks.Callback):
         if step % self.config.summary_interval == 0 or at_end:
             self.write_point(logs)
         if self.config.histogram_interval and step % self.config.histogram_interval == 0:
-            self.log.histograms(step, self.distributions())
+            self.log.histograms(step, self.distributions(self.model))
         if self.stop_request.signal:
             self.model.stop_training = True
         elif step % self.config.checkpoint_interval == 0 and not at_end:  # the evaluation at the end saves too
@@ -209,12 +209,13 @@ def train(config: TrainConfig, resume: bool = False, resume_from: str | None = N
     import_model(config.model_name)  # an unknown name is answered at once, not after an hour of download
     data = open_dataset(config.data_dir, skip_bad_images=config.skip_bad_images)
     total_steps = count_steps(config, data)
-    folder = checkpoints.reopen_run(config, data) if resume or resume_from else checkpoints.create_run(config, data)
-    with checkpoints.locked(folder), StopRequest() as stop:
-        progress, checkpoint = find_progress(config, folder, resume_from)
+    resuming = resume or resume_from is not None
+    with checkpoints.opened_run(config, data, resuming) as folder, StopRequest() as stop:
+        model = build_model(config, len(data.class_ids))
+        compile_model(model, config)
+        model.test_on_batch(*first_batch(data, config))  # builds the metrics, whose state a checkpoint restores
+        progress, checkpoint = find_progress(config, folder, model, resume_from)
         with closing(Log(folder)) as log:
-            model = build_model(config, len(data.class_ids))
-            compile_model(model, config)
             announce(config, model, data, total_steps, progress)
             steps = Steps(config, folder, log, progress, stop)
             steps.restore = checkpoint
@@ -240,13 +241,16 @@ def count_steps(config: TrainConfig, data: Dataset) -> int:
     return total_steps
 
 
-def find_progress(config: TrainConfig, folder: Path, name: str | None) -> tuple[Progress, Path | None]:
+def find_progress(
+    config: TrainConfig, folder: Path, model: keras.Model, name: str | None
+) -> tuple[Progress, Path | None]:
     """Where to begin: a new start, or a checkpoint, to which the logs are taken back."""
     checkpoint = checkpoints.find_checkpoint(folder, name)
     if checkpoint is None:
         checkpoints.cut_logs(folder, {})
         return Progress(TrainControl(config.lr)), None
-    _, values = checkpoints.read_state(checkpoint)
+    arrays, values = checkpoints.read_state(checkpoint)
+    checkpoints.restore_variables(model, arrays, checkpoint)  # refuses another model's before anything is cut
     checkpoints.cut_logs(folder, values["log_sizes"])
     checkpoints.drop_after(checkpoint)
     return Progress.from_dict(values), checkpoint
@@ -255,9 +259,7 @@ def find_progress(config: TrainConfig, folder: Path, name: str | None) -> tuple[
 def run_intervals(steps: Steps, model: keras.Model, data: Dataset, total_steps: int) -> None:
     """Trains from one evaluation to the next until the end; the last interval may be shorter."""
     config, progress = steps.config, steps.progress
-    batch = next(train_batches(data.train, config).take(1).as_numpy_iterator())
-    model.test_on_batch(*batch)  # builds the metrics, whose state a checkpoint restores
-    steps.distributions = Distributions(model, batch[0][:HISTOGRAM_PICTURES])
+    steps.distributions = Distributions(model, first_batch(data, config)[0][:HISTOGRAM_PICTURES])
     if steps.restore is None:
         steps.log.start(config, model, data)
     bar = tqdm(total=total_steps, initial=progress.step, unit="step", dynamic_ncols=True, disable=None)
@@ -288,15 +290,32 @@ def evaluate_and_save(steps: Steps, model: keras.Model, data: Dataset) -> None:
     values = {name: values[name] for name in ("data_loss", "top_1", "top_5")}
     log.curves("validation", progress.step, values, {"seconds": steps.seconds()})
     if not config.histogram_interval:
-        log.histograms(progress.step, steps.distributions())
+        log.histograms(progress.step, steps.distributions(model))
     if values["top_1"] > progress.best_val_acc:
         progress.best_val_acc = values["top_1"]
         checkpoints.save_best(model, steps.folder)
+    warn_of_wrong_labels(steps, values["top_1"], data)
     progress.control.add_val_acc(values["top_1"])
     progress.control.update_lr()
     report(progress, steps.last_point, values)
     model.optimizer.learning_rate = progress.control.lr
     steps.save()
+
+
+def warn_of_wrong_labels(steps: Steps, val_acc: float, data: Dataset) -> None:
+    """Says so if the validation labels cannot belong to the pictures: accuracy at chance while training learns.
+
+    At chance: not above 1/C by three standard deviations. Learning: at least twice that, and five points.
+    """
+    chance = 1 / len(data.class_ids)
+    at_chance = val_acc < chance + 3 * math.sqrt(chance * (1 - chance) / len(data.val.labels))
+    if at_chance and steps.last_point["top_1"] > max(2 * chance, chance + 0.05):
+        tqdm.write(
+            f"warning: top-1 is {steps.last_point['top_1']:.1%} in training but {val_acc:.1%} in validation, which is "
+            f"chance: the labels do not match the pictures; check {data.root / 'val' / 'val_annotations.txt'} against "
+            f"val/images, and that wnids.txt belongs to this dataset",
+            file=sys.stderr,
+        )
 
 
 def stop_if_asked(steps: Steps) -> None:

@@ -1,0 +1,73 @@
+"""The README's commands work, in its order; the results table is the one that report.py makes."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, run_script
+
+import report
+
+ELSEWHERE = ("make ", "source ", "tensorboard ")  # run by CI itself, or part of the shell, or a server
+MARKED = ("needs a network", "needs a GPU")
+
+
+def commands() -> list[str]:
+    """Every line of the README's shell blocks that is not marked as needing what a test does not have."""
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    lines = [
+        line
+        for block in blocks
+        if not any(mark in block.split("\n")[0] for mark in MARKED)
+        for line in block.split("\n")
+    ]
+    return [line for line in lines if line.strip() and not any(mark in line for mark in MARKED)]
+
+
+def test_the_commands_work(tmp_path):
+    from sample_data import draw_sample_set
+
+    for path in ROOT.glob("*.py"):
+        shutil.copy(path, tmp_path)
+    draw_sample_set(tmp_path / "sample-data", train_per_class=160, val_per_class=5)
+    (tmp_path / "tiny-imagenet-200").symlink_to("sample-data")  # stands in for the real one
+    for model in ("logistic_regression", "vgg_16"):
+        settings = ("--recipe", "demo", "--model-name", model, "--config-name", "demo", "--width", "0.05")
+        made = run_script("train.py", *settings, "--num-epochs", "1", "--eval-interval", "25", cwd=tmp_path)
+        assert made.returncode == 0, made.stderr
+    ran = [line for line in commands() if not line.startswith(ELSEWHERE)]
+    assert len(ran) > 5
+    for line in ran:
+        assert "python " in line, f"{line!r}: say what it needs, or let this test run it"
+        result = subprocess.run(
+            line.replace("python ", f"{sys.executable} ", 1), shell=True, cwd=tmp_path, capture_output=True, text=True
+        )
+        assert result.returncode == 0, f"{line}\n{result.stderr}"
+
+
+def test_the_make_targets_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    named = {line.split()[1] for line in commands() if line.startswith("make ")}
+    assert named
+    for target in named:
+        assert f"\n{target}:" in makefile
+
+
+def test_every_file_of_the_root_is_in_the_tour():
+    text = (ROOT / "README.md").read_text()
+    for path in ROOT.glob("*.py"):
+        assert f"`{path.name}`" in text, path.name
+
+
+def test_the_results_table_is_made_from_the_results():
+    text = (ROOT / "README.md").read_text()
+    assert report.BEGIN + report.results_table() + report.END in text
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "results").glob("*/result.json")), ids=lambda path: path.parent.name)
+def test_every_result_has_its_evidence(path: Path):
+    for name in ("config.json", "metrics.jsonl", "curves.png"):
+        assert (path.parent / name).stat().st_size > 0
