@@ -1,7 +1,8 @@
 """Files a run as a result: `python report.py runs/vgg_16/default` fills results/ and the README's table.
 
-A result is a claim with its evidence. `results/<name>/` holds the run's config.json and metrics.jsonl as they are, the
-curves as a picture, and result.json: accuracy, on which pictures, in what time, on which machine, by which command.
+A result is a claim with its evidence. `results/<name>/` holds the run's config.json (without folder names) and
+metrics.jsonl, the curves as a picture, and result.json: accuracy, on which pictures, in what time, on which machine, by
+which command.
 """
 
 from startup import ROOT, UserError, command
@@ -26,7 +27,7 @@ from evaluate import evaluate
 RESULTS = ROOT / "results"
 README = ROOT / "README.md"
 BEGIN, END = "<!-- results: written by report.py -->\n", "<!-- end of results -->"
-PLACES = ("model_name", "config_name", "data_dir", "runs_dir")  # settings that say where, not how
+PLACES = ("config_name", "data_dir", "runs_dir")  # settings that say where, not how
 
 
 def file_result(run: Path, name: str, data_dir: str | None = None) -> Path:
@@ -46,8 +47,10 @@ def file_result(run: Path, name: str, data_dir: str | None = None) -> Path:
     evidence = {"command": train_command(config), "hardware": hardware(), "python": platform.python_version(), "n": 1}
     folder = RESULTS / name
     folder.mkdir(parents=True, exist_ok=True)
-    for file in ("config.json", "metrics.jsonl"):
-        shutil.copy(run / file, folder)
+    shutil.copy(run / "metrics.jsonl", folder)
+    for name in PLACES:
+        del description["config"][name]
+    (folder / "config.json").write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     result = row | evidence | {"backend": description["backend"], "versions": description["versions"]}
     (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n")
     draw_curves(folder)
@@ -58,7 +61,7 @@ def train_command(config: TrainConfig) -> str:
     """The shortest command that trains with these settings: the nearest recipe, and what differs from it."""
     recipe = min(RECIPES, key=lambda name: len(_changes(config, name)))
     words = [] if recipe == "default" else ["--recipe", recipe]
-    for name, value in ({"model_name": config.model_name} | _changes(config, recipe)).items():
+    for name, value in _changes(config, recipe).items():
         flag = name.replace("_", "-")
         if isinstance(value, bool):
             words.append(f"--{flag}" if value else f"--no-{flag}")
@@ -68,10 +71,7 @@ def train_command(config: TrainConfig) -> str:
 
 
 def _changes(config: TrainConfig, recipe: str) -> dict:
-    changes = {name: ours for name, (ours, _) in differences(config, RECIPES[recipe]).items() if name not in PLACES}
-    if "model_name" in differences(config, RECIPES[recipe]):
-        changes["model_name"] = config.model_name
-    return changes
+    return {name: ours for name, (ours, _) in differences(config, RECIPES[recipe]).items() if name not in PLACES}
 
 
 def hardware() -> str:

@@ -77,7 +77,7 @@ class Log:
             tf.summary.graph(layer_graph(model))
             tf.summary.image("training pictures", training_sheet(data, config))
             names = "; ".join(data.class_names[label] for label in first_batch(data, config)[1][: GRID**2])
-            tf.summary.text("training pictures", f"Row by row: {names}")
+            tf.summary.text("training labels", f"Row by row: {names}")  # one tag cannot be a picture and a text
         with self._writing("validation", step=0):  # its final accuracy is what runs are compared by
             hparams.hparams({name: _plain(value) for name, value in settings.items()}, trial_id=str(config.run_dir))
 
@@ -103,17 +103,22 @@ class Distributions:
 
     def __init__(self, model: keras.Model, pictures: np.ndarray) -> None:
         self._pictures = pictures
-        self._layers = [layer for layer in model.layers if not isinstance(layer, keras.layers.InputLayer)]
-        self._outputs = keras.Model(model.inputs, [layer.output for layer in self._layers])
+        outputs = {
+            f"activations/{layer.name}" + (f"/{number}" if number else ""): output
+            for layer in model.layers
+            if not isinstance(layer, keras.layers.InputLayer)
+            for number, output in enumerate(keras.tree.flatten(layer.output))
+        }
+        self._names, self._outputs = list(outputs), keras.Model(model.inputs, list(outputs.values()))
 
     def __call__(self, model: keras.Model) -> dict[str, np.ndarray]:
-        """`weights/<path>` and `activations/<layer>` -> float32 array.
+        """`weights/<path>` and `activations/<layer>` -> float32 array; a second output is `activations/<layer>/1`.
 
         During `fit` the model must come from `callback.model`: under JAX its variables are empty until it is asked for.
         """
         weights = {f"weights/{weight.path}": ops.convert_to_numpy(weight) for weight in model.weights}
-        outputs = zip(self._layers, self._outputs.predict_on_batch(self._pictures), strict=True)
-        return weights | {f"activations/{layer.name}": np.asarray(output, np.float32) for layer, output in outputs}
+        outputs = zip(self._names, self._outputs.predict_on_batch(self._pictures), strict=True)
+        return weights | {name: np.asarray(output, np.float32) for name, output in outputs}
 
 
 def _plain(value):
@@ -154,5 +159,6 @@ def layer_graph(model: keras.Model) -> tf.compat.v1.GraphDef:
     for operation in model.operations:
         node = graph.node.add(name=operation.name, op=type(operation).__name__)
         node.input.extend(parent.operation.name for parent in operation._inbound_nodes[0].parent_nodes)
-        node.attr["_output_shapes"].list.shape.append(tf.TensorShape(operation.output.shape).as_proto())
+        shapes = (tf.TensorShape(output.shape).as_proto() for output in keras.tree.flatten(operation.output))
+        node.attr["_output_shapes"].list.shape.extend(shapes)
     return graph
