@@ -20,8 +20,10 @@ import json
 import os
 import re
 import shutil
+import sys
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,6 +37,7 @@ from config import TrainConfig
 from dataset import Dataset
 
 CHANGEABLE = {
+    "config_name",  # the folder may have been renamed
     "data_dir",  # the fingerprint of the data counts, not its place
     "runs_dir",
     "skip_bad_images",  # likewise
@@ -194,8 +197,11 @@ def reopen_run(config: TrainConfig, data: Dataset) -> Path:
         refused.append(f"KERAS_BACKEND was {description.get('backend')}, now {keras.backend.backend()}")
     if refused:
         raise UserError(f"{folder} cannot be resumed so: {'; '.join(refused)}; start it anew by another --config-name")
+    now = describe_run(config, data)
+    if description.get("versions") != now["versions"]:
+        print(f"warning: {folder} began with {description.get('versions')}, now {now['versions']}", file=sys.stderr)
     if changed:
-        _write_description(folder, describe_run(config, data))
+        _write_description(folder, now)
     for unfinished in folder.rglob(".writing-*"):
         _remove(unfinished)
     return folder
@@ -258,34 +264,64 @@ def variables(model: keras.Model) -> dict[str, keras.Variable]:
     return {f"{number:04d} {variable.path}": variable for number, variable in enumerate(every)}
 
 
-def save_state(model: keras.Model, folder: Path, progress: dict[str, Any], keep: int) -> None:
-    """Saves all variables and `progress` (step, rate control, times) as checkpoints/step_<step>.
+class StateSaver:
+    """Saves resumable states while training goes on: VGG-16's is a gigabyte, which takes a disk seconds to write.
+
+    The variables are copied at once, then written by a thread of their own, one state at a time.
 
     Args:
-        model: compiled, its optimizer and metrics built.
         folder: the run's.
-        progress: what JSON can hold; `progress["step"]` names the checkpoint.
         keep: how many checkpoints stay, newest first.
-
-    Raises:
-        UserError: it could not be written; those before it are kept.
     """
-    path = folder / "checkpoints" / f"step_{progress['step']:08d}"
-    if path.exists():
-        return  # the state is a function of the step
-    arrays = {name: keras.ops.convert_to_numpy(variable) for name, variable in variables(model).items()}
 
-    def write(temporary: Path) -> None:
-        for file in log_files(folder):
-            _force_to_disk(file)  # the sizes below must hold after a loss of power, too
-        sizes = {str(file.relative_to(folder)): file.stat().st_size for file in log_files(folder)}
-        temporary.mkdir()
-        np.savez(temporary / "arrays.npz", **arrays)
-        (temporary / "progress.json").write_text(json.dumps(progress | {"log_sizes": sizes}))
+    def __init__(self, folder: Path, keep: int) -> None:
+        self._folder, self._keep = folder, keep
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._saving: Future | None = None
 
-    write_atomically(path, write)
-    for old in checkpoints(folder)[:-keep]:
-        _remove(old)
+    def busy(self) -> bool:
+        """Whether the state before is still being written."""
+        return self._saving is not None and not self._saving.done()
+
+    def save(self, model: keras.Model, progress: dict[str, Any]) -> None:
+        """Begins to save all variables and `progress` as checkpoints/step_<step>, once the state before is on disk.
+
+        Args:
+            model: compiled, its optimizer and metrics built.
+            progress: what JSON can hold; `progress["step"]` names the checkpoint.
+
+        Raises:
+            UserError: the state before could not be written; those before that are kept.
+        """
+        self.wait()
+        path = self._folder / "checkpoints" / f"step_{progress['step']:08d}"
+        if path.exists():
+            return  # the state is a function of the step
+        arrays = {name: np.array(keras.ops.convert_to_numpy(value)) for name, value in variables(model).items()}
+        sizes = {str(file.relative_to(self._folder)): file.stat().st_size for file in log_files(self._folder)}
+        self._saving = self._thread.submit(self._write, path, arrays, progress | {"log_sizes": sizes})
+
+    def _write(self, path: Path, arrays: dict[str, np.ndarray], progress: dict[str, Any]) -> None:
+        def write(temporary: Path) -> None:
+            for file in log_files(self._folder):
+                _force_to_disk(file)  # the sizes in `progress` must hold after a loss of power, too
+            temporary.mkdir()
+            np.savez(temporary / "arrays.npz", **arrays)
+            (temporary / "progress.json").write_text(json.dumps(progress))
+
+        write_atomically(path, write)
+        for old in checkpoints(self._folder)[: -self._keep]:
+            _remove(old)
+
+    def wait(self) -> None:
+        """Returns when the last state is on disk; raises UserError if it could not be written."""
+        saving, self._saving = self._saving, None
+        if saving:
+            saving.result()
+
+    def close(self) -> None:
+        """Lets the last state come to its end, and the thread with it."""
+        self._thread.shutdown()
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -311,7 +347,7 @@ def drop_after(checkpoint: Path) -> None:
     """Removes the checkpoints that are newer than this one, from which the run now goes on."""
     for other in checkpoints(checkpoint.parent.parent):
         if other.name > checkpoint.name:
-            _remove(other)
+            _remove(other.rename(other.with_name(f".writing-{other.name}")))  # a kill in between leaves no half of it
 
 
 def _advice_instead_of(path: Path) -> str:

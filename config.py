@@ -3,6 +3,7 @@
 from startup import UserError
 
 import re
+import sys
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -108,7 +109,7 @@ def _check_range(name: str, value: Any, low: float | None = None, high: float | 
     if low is None:
         return
     for number in value if isinstance(value, tuple | list) else (value,):
-        if not low <= number <= (float("inf") if high is None else high):  # a NaN fails too
+        if not low <= number <= (sys.float_info.max if high is None else high):  # infinity and NaN fail too
             allowed = f"{low} or more" if high is None else f"{low} to {high}"
             raise UserError(f"{name} is {value}; it must be {allowed}")
 
@@ -154,6 +155,6 @@ RECIPES: dict[str, TrainConfig] = {
     ),
     "single_layer_nn": replace(BASE, model_name="single_layer_nn", batch_size=256, num_epochs=12, eval_interval=780),
     # All three models on the sample set, in minutes on two cores
-    "demo": replace(BASE, data_dir="sample-data", num_epochs=12, width=0.125, summary_interval=40, eval_interval=120),
+    "demo": replace(BASE, data_dir="sample-data", num_epochs=15, width=0.125, summary_interval=50, eval_interval=150),
 }
 """Named starting points: `train.py --recipe NAME`, any setting of which can still be changed."""

@@ -138,12 +138,14 @@ def ten_crops(pictures: tf.Tensor, crop_size: int) -> tf.Tensor:
     return tf.concat([five, tf.reverse(five, axis=[3])], axis=0)
 
 
-# Augmentations
+# Augmentations: each is compiled by XLA, which fuses its many small steps (crop and colours together ran slower)
+
+compiled = tf.function(jit_compile=True)
 
 
 def uniform(seed: tf.Tensor, pictures: tf.Tensor, low: float, high: float) -> tf.Tensor:
-    """One number a picture, (B, 1, 1) float32, evenly from low..high."""
-    return tf.random.stateless_uniform([tf.shape(pictures)[0], 1, 1], seed, low, high)
+    """One number a picture, (B, 1, 1, 1) float32, evenly from low..high."""
+    return tf.random.stateless_uniform([tf.shape(pictures)[0], 1, 1, 1], seed, low, high)
 
 
 def crop_and_flip(pictures: tf.Tensor, config: TrainConfig, seed: tf.Tensor) -> tf.Tensor:
@@ -166,9 +168,16 @@ def crop_and_flip(pictures: tf.Tensor, config: TrainConfig, seed: tf.Tensor) -> 
     rows, columns = tf.unstack(first + tf.range(size))  # (B, S) each
     if config.random_flip:
         columns = tf.where(draws[2] < 0.5, columns, columns[:, ::-1])
+    return pick(pictures, rows, columns)
+
+
+@compiled
+def pick(pictures: tf.Tensor, rows: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
+    """Of each picture in (B, 64, 64, 3) the pixels in these rows (B, S) and columns (B, S): (B, S, S, 3)."""
     return tf.gather(tf.gather(pictures, rows, batch_dims=1), columns, batch_dims=1, axis=2)
 
 
+@compiled
 def scale_saturation(pictures: tf.Tensor, factors: tf.Tensor) -> tf.Tensor:
     """Multiplies the HSV saturation, at most to 1: as `tf.image.adjust_saturation`, with a factor for each picture.
 
@@ -177,31 +186,31 @@ def scale_saturation(pictures: tf.Tensor, factors: tf.Tensor) -> tf.Tensor:
 
     Args:
         pictures: (B, S, S, 3) uint8.
-        factors: (B, 1, 1) float32.
+        factors: (B, 1, 1, 1) float32.
 
     Returns:
         (B, S, S, 3) uint8.
     """
-    red, green, blue = (tf.cast(channel, tf.float32) for channel in tf.unstack(pictures, axis=-1))  # (B, S, S) each
-    value = tf.maximum(tf.maximum(red, green), blue)
-    spread = value - tf.minimum(tf.minimum(red, green), blue)
+    levels = tf.cast(pictures, tf.float32)
+    value = tf.reduce_max(levels, axis=-1, keepdims=True)
+    spread = value - tf.reduce_min(levels, axis=-1, keepdims=True)
     factors = tf.minimum(factors, value / tf.maximum(spread, 1e-3))  # grey: spread 0, all channels equal value
-    channels = [value - (value - channel) * factors for channel in (red, green, blue)]
-    return tf.cast(tf.stack(channels, axis=-1) * (TO_UINT8 / 255), tf.uint8)
+    return tf.cast((value - (value - levels) * factors) * (TO_UINT8 / 255), tf.uint8)
 
 
+@compiled
 def shift_hue(pictures: tf.Tensor, turns: tf.Tensor) -> tf.Tensor:
     """Turns the colour wheel: as `tf.image.adjust_hue`, with an angle for each picture.
 
     Args:
         pictures: (B, S, S, 3) uint8.
-        turns: (B, 1, 1) float32, in full turns.
+        turns: (B, 1, 1, 1) float32, in full turns.
 
     Returns:
         (B, S, S, 3) uint8.
     """
-    hue, saturation, value = tf.unstack(tf.image.rgb_to_hsv(tf.cast(pictures, tf.float32) / 255), axis=-1)
-    rgb = tf.image.hsv_to_rgb(tf.stack([tf.math.floormod(hue + turns, 1.0), saturation, value], axis=-1))
+    hue, saturation, value = tf.split(tf.image.rgb_to_hsv(tf.cast(pictures, tf.float32) / 255), 3, axis=-1)
+    rgb = tf.image.hsv_to_rgb(tf.concat([tf.math.floormod(hue + turns, 1.0), saturation, value], axis=-1))
     return tf.cast(rgb * TO_UINT8, tf.uint8)
 
 

@@ -12,6 +12,7 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import numpy as np
@@ -197,7 +198,7 @@ def _draw_all(folder: Path, num_classes: int, train_per_class: int, val_per_clas
     (folder / "wnids.txt").write_text("".join(f"{shape.class_id}\n" for shape in shapes))
     by_id = sorted(SHAPES, key=lambda shape: shape.class_id)  # as in Tiny ImageNet: sorted, and of more than is used
     (folder / "words.txt").write_text("".join(f"{shape.class_id}\t{shape.words}\n" for shape in by_id))
-    for label in tqdm(range(num_classes), desc=f"drawing {folder.stem}", unit="class", leave=False, disable=None):
+    for label in tqdm(range(num_classes), desc=f"drawing {folder.name}", unit="class", leave=False, disable=None):
         _draw_train_class(folder, label, train_per_class, seed)
     _draw_mixed(folder, "val", num_classes, val_per_class, seed)
     _draw_mixed(folder, "test", num_classes, 1, seed)
@@ -210,19 +211,26 @@ def _identity(**parameters: int) -> dict:
 
 def _read_marker(folder: Path) -> dict | None:
     """The marker of a whole sample set; None for a folder that is missing or empty; anything else is an error."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return None
     try:
+        if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+            return None
         return json.loads((folder / MARKER).read_text())
     except (OSError, ValueError):
         raise UserError(f"{folder} exists and is no sample set; move it away, or name another folder") from None
 
 
-def _replace(part: Path, folder: Path) -> None:
-    """Puts the finished folder in its place; an older sample set there is removed."""
-    if folder.exists():
-        shutil.rmtree(folder)
-    part.rename(folder)
+def _draw_aside(folder: Path, identity: dict, **parameters: int) -> None:
+    """Draws the set beside its place and, when it is whole, moves it there; an older sample set is removed."""
+    place = folder.resolve()
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f"{place.name}.part-", dir=place.parent) as aside:
+        part = Path(aside) / place.name
+        part.mkdir()
+        _draw_all(part, **parameters)
+        (part / MARKER).write_text(json.dumps(identity, indent=1) + "\n")
+        if place.exists():
+            shutil.rmtree(place)
+        part.rename(place)
 
 
 def _check_parameters(num_classes: int, train_per_class: int, val_per_class: int, seed: int) -> None:
@@ -235,7 +243,7 @@ def _check_parameters(num_classes: int, train_per_class: int, val_per_class: int
 
 
 def draw_sample_set(
-    folder: Annotated[Path, tyro.conf.Positional] = Path("sample-data"),
+    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="[DIR]")] = Path("sample-data"),
     num_classes: int = 10,
     train_per_class: int = 320,
     val_per_class: int = 100,
@@ -244,7 +252,7 @@ def draw_sample_set(
     """Draws the sample set into a folder, in Tiny ImageNet's layout; one that is there already is left alone.
 
     It is drawn beside its place and moved there when whole, so a draw that was killed leaves nothing behind
-    that could be taken for a data set.
+    that could be taken for a data set. A sample set of other parameters in that place is replaced.
 
     Args:
         folder: the data set's root.
@@ -260,20 +268,17 @@ def draw_sample_set(
         UserError: the folder holds something else, cannot be written, or a parameter is out of range.
     """
     counts = {"num_classes": num_classes, "train_per_class": train_per_class, "val_per_class": val_per_class}
-    _check_parameters(**counts, seed=seed)
-    identity = _identity(**counts, seed=seed)
+    parameters = {**counts, "seed": seed}
+    _check_parameters(**parameters)
+    identity = _identity(**parameters)
+    folder = Path(folder)
     if _read_marker(folder) == identity:
         print(f"{folder}: the sample set is there already")
         return folder
-    part = folder.with_name(f"{folder.name}.part")
     try:
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        _draw_all(part, **counts, seed=seed)
-        (part / MARKER).write_text(json.dumps(identity, indent=1) + "\n")
-        _replace(part, folder)
+        _draw_aside(folder, identity, **parameters)
     except OSError as error:
-        raise UserError(f"{folder}: {error.strerror or error}; nothing was drawn, choose another folder") from error
+        raise UserError(f"{folder}: {error.strerror or error}; mend that or choose another folder") from error
     print(f"{folder}: drew {num_classes} classes, {train_per_class} train and {val_per_class} val pictures of each")
     return folder
 

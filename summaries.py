@@ -31,7 +31,7 @@ class Log:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._lines = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+        self._lines = (folder / "metrics.jsonl").open("a", buffering=1, encoding="utf-8")
         self._writers = {
             split: tf.summary.create_file_writer(str(folder / "tensorboard" / split))
             for split in ("train", "validation")

@@ -79,6 +79,10 @@ class Progress:
     seconds: float = 0.0
     """Running time up to the last save, over all resumes."""
 
+    def evaluated_early(self, config: TrainConfig) -> bool:
+        """Whether the last evaluation was the end of the run and not the end of a whole interval."""
+        return len(self.control.val_accs) > self.step // config.eval_interval
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Progress":
         """The inverse of `dataclasses.asdict`; other keys are left alone."""
@@ -111,9 +115,11 @@ class Steps(keras.callbacks.Callback):
     `self.model` is touched only when something is due: under JAX every touch copies the state of the step.
     """
 
-    def __init__(self, config: TrainConfig, folder: Path, log: Log, progress: Progress, stop: StopRequest) -> None:
+    def __init__(
+        self, config: TrainConfig, log: Log, states: checkpoints.StateSaver, progress: Progress, stop: StopRequest
+    ) -> None:
         super().__init__()
-        self.config, self.folder, self.log, self.progress, self.stop_request = config, folder, log, progress, stop
+        self.config, self.log, self.states, self.progress, self.stop_request = config, log, states, progress, stop
         self.restore: Path | None = None  # a checkpoint to begin from
         self.bar: tqdm | None = None
         self.last_step = 0  # of this interval
@@ -146,16 +152,17 @@ class Steps(keras.callbacks.Callback):
             self.log.histograms(step, self.distributions(self.model))
         if self.stop_request.signal:
             self.model.stop_training = True
-        elif step % self.config.checkpoint_interval == 0 and not at_end:  # the evaluation at the end saves too
-            self.save()
+        elif step % self.config.checkpoint_interval == 0 and not at_end and not self.states.busy():
+            self.save()  # not at the end, where the evaluation saves; not if the disk is slower than the steps
 
     def check_finite(self, loss: float) -> None:
         """Ends the run if the loss is no number any more."""
         if math.isfinite(loss):
             return
-        saved = checkpoints.find_checkpoint(self.folder, None)
+        self.states.wait()
+        saved = checkpoints.find_checkpoint(self.config.run_dir, None)
         state = f"the state of {saved.name} is kept" if saved else "nothing was saved yet"
-        advice = f"a lower --lr (now {self.progress.control.lr:g})"
+        advice = f"another --config-name with a lower --lr (now {self.progress.control.lr:g})"
         if self.config.precision == "mixed_float16":
             advice += " or --precision mixed_bfloat16"
         raise UserError(f"the loss is {loss} at step {self.progress.step:,}; {state}; try {advice}")
@@ -172,10 +179,10 @@ class Steps(keras.callbacks.Callback):
         self.last_point, self._window = values | {"images_per_second": speed}, (step, now)
 
     def save(self) -> None:
-        """Saves the resumable state."""
+        """Begins to save the resumable state."""
         self.progress.seconds = self.seconds()
         self.log.flush()
-        checkpoints.save_state(self.model, self.folder, asdict(self.progress), self.config.keep_checkpoints)
+        self.states.save(self.model, asdict(self.progress))
 
 
 def compile_model(model: keras.Model, config: TrainConfig) -> None:
@@ -214,12 +221,14 @@ def train(config: TrainConfig, resume: bool = False, resume_from: str | None = N
         model = build_model(config, len(data.class_ids))
         compile_model(model, config)
         model.test_on_batch(*first_batch(data, config))  # builds the metrics, whose state a checkpoint restores
-        progress, checkpoint = find_progress(config, folder, model, resume_from)
+        progress, checkpoint = find_progress(config, folder, model, resume_from, total_steps)
         with closing(Log(folder)) as log:
             announce(config, model, data, total_steps, progress)
-            steps = Steps(config, folder, log, progress, stop)
+            states = checkpoints.StateSaver(folder, config.keep_checkpoints)
+            steps = Steps(config, log, states, progress, stop)
             steps.restore = checkpoint
-            run_intervals(steps, model, data, total_steps)
+            with closing(states):
+                run_intervals(steps, model, data, total_steps)
     return folder
 
 
@@ -242,7 +251,7 @@ def count_steps(config: TrainConfig, data: Dataset) -> int:
 
 
 def find_progress(
-    config: TrainConfig, folder: Path, model: keras.Model, name: str | None
+    config: TrainConfig, folder: Path, model: keras.Model, name: str | None, total_steps: int
 ) -> tuple[Progress, Path | None]:
     """Where to begin: a new start, or a checkpoint, to which the logs are taken back."""
     checkpoint = checkpoints.find_checkpoint(folder, name)
@@ -250,10 +259,19 @@ def find_progress(
         checkpoints.cut_logs(folder, {})
         return Progress(TrainControl(config.lr)), None
     arrays, values = checkpoints.read_state(checkpoint)
+    try:
+        progress, log_sizes = Progress.from_dict(values), dict(values["log_sizes"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{checkpoint / 'progress.json'} was not written by this version ({error!r})") from None
     checkpoints.restore_variables(model, arrays, checkpoint)  # refuses another model's before anything is cut
-    checkpoints.cut_logs(folder, values["log_sizes"])
+    if progress.step < total_steps and progress.evaluated_early(config):
+        raise UserError(
+            f"{checkpoint} is the end of a run whose last interval was shorter than eval_interval, which a longer run "
+            f"would not have had; go on from an earlier one by --resume-from, or with the same --num-epochs"
+        )
+    checkpoints.cut_logs(folder, log_sizes)
     checkpoints.drop_after(checkpoint)
-    return Progress.from_dict(values), checkpoint
+    return progress, checkpoint
 
 
 def run_intervals(steps: Steps, model: keras.Model, data: Dataset, total_steps: int) -> None:
@@ -277,7 +295,8 @@ def run_intervals(steps: Steps, model: keras.Model, data: Dataset, total_steps: 
             if progress.step == steps.last_step:
                 evaluate_and_save(steps, model, data)
             stop_if_asked(steps)
-    best = f"best validation top-1 {progress.best_val_acc:.2%}, in {steps.folder / 'best.keras'}"
+    steps.states.wait()
+    best = f"best validation top-1 {progress.best_val_acc:.2%}, in {config.run_dir / 'best.keras'}"
     reason = "no progress after four cuts of the rate" if progress.control.done() else "all epochs done"
     print(f"end at step {progress.step:,} ({reason}) after {progress.seconds:,.0f} s: {best}")
 
@@ -293,7 +312,7 @@ def evaluate_and_save(steps: Steps, model: keras.Model, data: Dataset) -> None:
         log.histograms(progress.step, steps.distributions(model))
     if values["top_1"] > progress.best_val_acc:
         progress.best_val_acc = values["top_1"]
-        checkpoints.save_best(model, steps.folder)
+        checkpoints.save_best(model, config.run_dir)
     warn_of_wrong_labels(steps, values["top_1"], data)
     progress.control.add_val_acc(values["top_1"])
     progress.control.update_lr()
@@ -323,6 +342,7 @@ def stop_if_asked(steps: Steps) -> None:
     if not steps.stop_request.signal:
         return
     steps.save()
+    steps.states.wait()
     steps.bar.close()
     print(f"stopped at step {steps.progress.step:,}, state saved; to go on, add --resume to the same command")
     sys.exit(128 + steps.stop_request.signal)

@@ -40,6 +40,16 @@ def tiny_model(num_classes=3, name="fc1"):
     return model
 
 
+def save_state(model, folder, progress, keep):
+    """Saves, and waits until it is on disk."""
+    saver = checkpoints.StateSaver(folder, keep)
+    try:
+        saver.save(model, progress)
+        saver.wait()
+    finally:
+        saver.close()
+
+
 def progress(step):
     return {"step": step, "best_val_acc": 0.5, "seconds": 1.5, "control": {"lr": 0.1, "val_accs": [], "num_cuts": 0}}
 
@@ -50,7 +60,7 @@ def folder(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     model = tiny_model()
     for step in (1, 2, 3):
-        checkpoints.save_state(model, tmp_path, progress(step), keep=3)
+        save_state(model, tmp_path, progress(step), keep=3)
     return tmp_path
 
 
@@ -111,7 +121,7 @@ def test_left_overs_of_a_killed_save_are_in_nobodys_way(tmp_path):
 
 def test_a_full_disk_while_the_state_is_saved_keeps_the_states_before(folder):
     with largest_file(100), pytest.raises(UserError, match="step_00000004"):
-        checkpoints.save_state(tiny_model(), folder, progress(4), keep=1)
+        save_state(tiny_model(), folder, progress(4), keep=1)
     assert names(folder) == ["step_00000001", "step_00000002", "step_00000003"]
     assert not leftovers(folder)
     checkpoints.read_state(folder / "checkpoints" / "step_00000003")
@@ -129,7 +139,7 @@ def test_a_full_disk_while_the_best_model_is_saved_keeps_the_one_before(tmp_path
 def test_a_run_folder_that_was_removed_is_one_line(folder):
     shutil.rmtree(folder)
     with pytest.raises(UserError, match="step_00000004 .No such file or directory"):
-        checkpoints.save_state(tiny_model(), folder, progress(4), keep=1)
+        save_state(tiny_model(), folder, progress(4), keep=1)
 
 
 # The resumable state
@@ -139,13 +149,13 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     model = tiny_model()
     for step in (9, 10, 100, 1000):
-        checkpoints.save_state(model, tmp_path, progress(step), keep=2)
+        save_state(model, tmp_path, progress(step), keep=2)
     assert names(tmp_path) == ["step_00000100", "step_00001000"]
 
 
 def test_a_state_comes_back_whole(folder):
     model, other = tiny_model(), tiny_model()
-    checkpoints.save_state(model, folder, progress(4), keep=1)
+    save_state(model, folder, progress(4), keep=1)
     arrays, found = checkpoints.read_state(checkpoints.find_checkpoint(folder, None))
     assert found == progress(4) | {"log_sizes": {}}
     for variable in (*other.variables, *other.optimizer.variables, *other.metrics_variables):
@@ -257,7 +267,7 @@ def test_logs_are_cut_to_where_they_were(tmp_path):
     events.parent.mkdir(parents=True)
     events.write_bytes(b"12345")
     (tmp_path / "metrics.jsonl").write_text("one\n")
-    checkpoints.save_state(tiny_model(), tmp_path, progress(1), keep=1)
+    save_state(tiny_model(), tmp_path, progress(1), keep=1)
     events.write_bytes(b"1234567")
     (tmp_path / "metrics.jsonl").write_text("one\ntwo\n")
     events.with_name("later").touch()

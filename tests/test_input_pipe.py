@@ -105,7 +105,7 @@ def test_preprocessing_is_the_same_eagerly_and_inside_map():
 def test_colours_equal_tf_image_with_a_factor_for_each_picture(fast, plain, low, high):
     pictures = np.concatenate([split(16).images, np.repeat(split(2).images[..., :1], 3, axis=-1)])  # two grey ones
     pictures[0], pictures[1] = 0, 255
-    factors = np.random.default_rng(1).uniform(low, high, (18, 1, 1)).astype(np.float32)
+    factors = np.random.default_rng(1).uniform(low, high, (18, 1, 1, 1)).astype(np.float32)
     ours = fast(tf.constant(pictures), tf.constant(factors)).numpy().astype(int)
     theirs = np.stack([plain(p, float(f)) for p, f in zip(pictures, factors.flat, strict=True)])
     assert np.abs(ours - theirs).max() <= 1  # float32 rounding may fall to either side of a level
@@ -114,8 +114,8 @@ def test_colours_equal_tf_image_with_a_factor_for_each_picture(fast, plain, low,
 
 def test_saturation_one_and_hue_zero_change_nothing():
     pictures = tf.constant(split(4).images)
-    np.testing.assert_array_equal(input_pipe.scale_saturation(pictures, tf.ones([4, 1, 1])), pictures)
-    np.testing.assert_array_equal(input_pipe.shift_hue(pictures, tf.zeros([4, 1, 1])), pictures)
+    np.testing.assert_array_equal(input_pipe.scale_saturation(pictures, tf.ones([4, 1, 1, 1])), pictures)
+    np.testing.assert_array_equal(input_pipe.shift_hue(pictures, tf.zeros([4, 1, 1, 1])), pictures)
 
 
 def test_ten_crops():

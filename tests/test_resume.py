@@ -1,6 +1,6 @@
 """The real train.py, killed and stopped, gives the same as the run that never was: bit for bit."""
 
-from startup import keras
+from startup import UserError, keras
 
 import hashlib
 import json
@@ -20,6 +20,7 @@ from conftest import ROOT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
 
+import checkpoints
 from config import TrainConfig
 from train import train
 
@@ -32,6 +33,7 @@ SETTINGS = {
     "eval_interval": 12,  # 12, 24, 36, and the last, shorter one
     "summary_interval": 5,  # no divisor of it
     "checkpoint_interval": 2,
+    "histogram_interval": 8,  # at steps at which nothing else is due
 }
 TIMES = {"images_per_second", "seconds"}  # what no two runs share
 
@@ -215,24 +217,30 @@ def test_going_on_from_an_earlier_checkpoint_repeats_what_followed(reference, tm
     assert_same_run(place.folder, reference.folder)
 
 
+def test_a_refused_checkpoint_costs_neither_later_ones_nor_logs(reference, tmp_path):
+    folder = tmp_path / "vgg_16" / "default"
+    shutil.copytree(reference.folder, folder)
+    states = checkpoints.checkpoints(folder)
+    np.savez(folder / "checkpoints" / "step_00000030" / "arrays.npz", other=np.zeros(3))
+    config = replace(checkpoints.read_config(folder)[0], runs_dir=str(tmp_path))
+    with pytest.raises(UserError, match="step_00000030 is another model's.*; try --resume-from step_00000028"):
+        train(config, resume_from="step_00000030")
+    assert checkpoints.checkpoints(folder) == states
+    assert points(folder) == points(reference.folder)
+
+
 def test_the_same_seed_gives_the_same_model_and_another_one_another(sample_dir, tmp_path):
+    """In one process, as in a notebook, where Keras counts on: the second optimizer is called sgd_1."""
     config = TrainConfig("logistic_regression", data_dir=str(sample_dir), runs_dir=str(tmp_path))
     config = replace(config, batch_size=20, num_epochs=4, eval_interval=20)
-    first, again = (train(replace(config, config_name=name)) for name in ("first", "again"))
-    assert_same_run(again, first)
-    assert final_state(train(replace(config, config_name="other", seed=1))) != final_state(first)
-
-
-def test_a_run_can_be_resumed_in_the_process_that_began_it(sample_dir, tmp_path):
-    """As in a notebook, where Keras counts on: the second optimizer is called sgd_1."""
-    config = TrainConfig("single_layer_nn", data_dir=str(sample_dir), runs_dir=str(tmp_path), width=0.05)
-    config = replace(config, batch_size=20, num_epochs=4, eval_interval=20)
     whole = train(config)
-    part = train(replace(config, config_name="part", num_epochs=2))
-    assert train(replace(config, config_name="part"), resume=True) == part
-    assert_same_run(part, whole)
+    half = replace(config, config_name="halves", num_epochs=2)
+    assert train(half) == train(replace(half, num_epochs=4), resume=True)
+    assert_same_run(half.run_dir, whole)
+    assert final_state(train(replace(config, config_name="other", seed=1))) != final_state(whole)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_exactly_under_jax_too(sample_dir, tmp_path):
     pytest.importorskip("jax")
     whole, killed = (Place(tmp_path / name, sample_dir, "jax") for name in ("whole", "killed"))

@@ -182,12 +182,30 @@ def test_a_killed_draw_leaves_no_set_and_the_next_one_is_whole(small_set, tmp_pa
         patch.setattr(sample_data, "_draw_mixed", killed)  # train/ is there by then
         with pytest.raises(KeyboardInterrupt):
             draw_sample_set(folder, **SMALL)
-    assert not folder.exists()
+    assert list(tmp_path.iterdir()) == []
     assert contents(draw_sample_set(folder, **SMALL)) == contents(small_set)
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
-def test_a_draw_killed_over_an_older_set_keeps_the_older(small_set, tmp_path, monkeypatch):
+def test_a_draw_that_was_killed_outright_is_not_taken_for_a_set(small_set, tmp_path):
+    code = (
+        f"import os, sys; sys.path.insert(0, {str(ROOT)!r}); import sample_data\n"
+        "sample_data._draw_mixed = lambda *_: os._exit(9)\n"  # no clean-up at all, as after SIGKILL
+        f"sample_data.draw_sample_set({str(tmp_path / 'set')!r}, 3, 4, 2)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 9
+    assert not (tmp_path / "set").exists()
+    assert contents(draw_sample_set(tmp_path / "set", **SMALL)) == contents(small_set)
+
+
+def test_the_current_folder_can_be_the_place(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    draw_sample_set(Path(), **SMALL)
+    assert (tmp_path / "here" / "wnids.txt").exists()
+
+
+def test_a_draw_that_fails_over_an_older_set_keeps_the_older(small_set, tmp_path, monkeypatch):
     folder = tmp_path / "set"
     shutil.copytree(small_set, folder)
 

@@ -79,6 +79,7 @@ def test_a_recipe_is_a_start_of_which_everything_can_be_changed(monkeypatch):
         {"num_epochs": 0},
         {"lr": -0.1},
         {"lr": float("nan")},
+        {"lr": float("inf")},
         {"momentum": 1.5},
         {"reg": -1.0},
         {"dropout_keep_prob": 0.0},
