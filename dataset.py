@@ -4,7 +4,7 @@
 or a text file is added, removed or changed, they are packed anew.
 """
 
-from startup import UserError
+from startup import UserError, command
 
 import hashlib
 import json
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import tyro
 
 from config import DEFAULT_DATA_DIR, PICTURE_SIZE
 from download import download_dataset
@@ -187,3 +188,30 @@ def describe(dataset: Dataset) -> str:
     lines += [f"  warning: {note}" for note in dataset.notes] or ["  nothing wrong"]
     lines.append(f"  fingerprint: {dataset.fingerprint}")
     return "\n".join(lines)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command: `python input_pipe.py`
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Checks a dataset, packs it for training, and prints what it found."""
+
+    data_dir: str = DEFAULT_DATA_DIR
+    """The dataset's folder, in Tiny ImageNet's layout."""
+    download: bool = False
+    """Download Tiny ImageNet into DATA_DIR if that folder is not there (237 MB)."""
+    url: str = URL
+    """Where the zip file is, for mirrors."""
+    md5: str = MD5
+    """The zip file's MD5 checksum."""
+    skip_bad_images: bool = False
+    """Leave out pictures that cannot be used, instead of stopping."""
+
+
+@command
+def main() -> None:
+    """Runs the command."""
+    arguments = tyro.cli(Arguments)
+    print(describe(open_dataset(**vars(arguments))))

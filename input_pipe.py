@@ -5,15 +5,16 @@ stateless generators. So a resumed run sees exactly the batches that it would ha
 pipeline has to be saved.
 """
 
-from startup import command, tf
+if __name__ == "__main__":
+    from dataset import main
 
-from dataclasses import dataclass
+    main()  # ends the program: the command answers at once, without TensorFlow, which takes seconds to load
+
+from startup import tf
 
 import numpy as np
-import tyro
 
-import dataset
-from config import DEFAULT_DATA_DIR, PICTURE_SIZE, TrainConfig
+from config import PICTURE_SIZE, TrainConfig
 from dataset import Split, build_label_dicts, load_filenames_labels, open_dataset
 
 __all__ = ["build_label_dicts", "eval_batches", "load_filenames_labels", "open_dataset", "ten_crops", "train_batches"]
@@ -212,34 +213,3 @@ def shift_hue(pictures: tf.Tensor, turns: tf.Tensor) -> tf.Tensor:
     hue, saturation, value = tf.split(tf.image.rgb_to_hsv(tf.cast(pictures, tf.float32) / 255), 3, axis=-1)
     rgb = tf.image.hsv_to_rgb(tf.concat([tf.math.floormod(hue + turns, 1.0), saturation, value], axis=-1))
     return tf.cast(rgb * TO_UINT8, tf.uint8)
-
-
-# The command
-
-
-@dataclass(frozen=True)
-class Arguments:
-    """Checks a dataset, packs it for training, and prints what it found."""
-
-    data_dir: str = DEFAULT_DATA_DIR
-    """The dataset's folder, in Tiny ImageNet's layout."""
-    download: bool = False
-    """Download Tiny ImageNet into DATA_DIR if that folder is not there (237 MB)."""
-    url: str = dataset.URL
-    """Where the zip file is, for mirrors."""
-    md5: str = dataset.MD5
-    """The zip file's MD5 checksum."""
-    skip_bad_images: bool = False
-    """Leave out pictures that cannot be used, instead of stopping."""
-
-
-@command
-def main() -> None:
-    """Runs the command."""
-    arguments = tyro.cli(Arguments)
-    found = open_dataset(**vars(arguments))
-    print(dataset.describe(found))
-
-
-if __name__ == "__main__":
-    main()

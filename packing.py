@@ -4,7 +4,7 @@ A packing that was killed, or that found the disk full, leaves nothing that is t
 names when all are on disk, and the index, without which the others count for nothing, is the last.
 """
 
-from startup import quiet_stderr, tf
+from startup import quiet_stderr
 
 import hashlib
 import json
@@ -69,6 +69,8 @@ def _stamp_pictures(digest, folder: Path, depth: int) -> None:
 
 def decoded_batches(root: Path, filenames: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yields (indices (B,), pictures (B, 64, 64, 3) uint8, channels (B,)), in order; bad pictures are left out."""
+
+    from startup import tf  # here: to open a packed dataset needs no TensorFlow, which takes seconds to load
 
     def decode(index, path):
         data = tf.io.read_file(path)

@@ -61,8 +61,6 @@ def command(main: Callable[[], int | None]) -> Callable[[], None]:
             sys.exit(1)
         except OSError as error:  # a full disk, a folder without permission: the file's name says enough
             sys.exit(f"error: {error.filename or 'cannot read or write'}: {error.strerror or error}")
-        except _load_tensorflow().errors.OpError as error:  # TensorFlow writes the event files
-            sys.exit(f"error: {error.message.splitlines()[0]}")
 
     return run
 

@@ -7,7 +7,7 @@ import nbclient
 import nbformat
 import pytest
 from conftest import ROOT
-from runs import make_run
+from tiny_run import make_run
 
 FOLDER = ROOT / "notebooks"
 NAMES = ("image_distort", "kernel_viz", "kernel_viz_conv4", "predict_and_saliency", "val_accuracy")  # those of 2017

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import assert_one_line_error, run_script
 from PIL import Image
-from runs import make_run
+from tiny_run import make_run
 
 import predict
 from checkpoints import load_run
