@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := --recipe demo --config-name demo
 
-.PHONY: demo test train notebooks venv clean
+.PHONY: demo test test-resume train notebooks venv clean
 
 demo: .venv/installed
 	$(BIN)/python sample_data.py sample-data
@@ -21,6 +21,9 @@ test: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -n 2
+
+test-resume: .venv/installed-test
+	PYTHONPATH=.:tests $(BIN)/python tests/kill_at_random.py
 
 train: .venv/installed
 	$(BIN)/python train.py

@@ -41,6 +41,7 @@ CHANGEABLE = {
     "data_dir",  # the fingerprint of the data counts, not its place
     "runs_dir",
     "skip_bad_images",  # likewise
+    "require_gpu",
     "num_epochs",
     "summary_interval",
     "histogram_interval",

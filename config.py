@@ -69,6 +69,8 @@ class TrainConfig:
     """Hue shift, drawn evenly from -hue to hue, in turns of the colour wheel (0 to 0.5; 0: off; 2017 tried 0.05)."""
 
     # The machine
+    require_gpu: bool = False
+    """Stop if there is no GPU, instead of training on the processor."""
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
     """Number format of the layers' arithmetic; weights are always kept in float32."""
     seed: int = setting(0, 0, 2**31 - 1)

@@ -84,6 +84,18 @@ def quiet_stderr():
             os.close(saved)
 
 
+def require_gpu() -> None:
+    """Raises UserError if Keras's backend finds no GPU."""
+    backend = os.environ["KERAS_BACKEND"]
+    if backend == "tensorflow":
+        found, package = _load_tensorflow().config.list_physical_devices("GPU"), "tensorflow[and-cuda]==2.21.0"
+    else:
+        devices, package = importlib.import_module("jax").devices(), "jax[cuda13]"
+        found = [device for device in devices if device.platform == "gpu"]
+    if not found:
+        raise UserError(f"--require-gpu, but {backend} finds none; run: {sys.executable} -m pip install '{package}'")
+
+
 @functools.cache
 def _load_tensorflow():
     """Imports TensorFlow and starts its devices without the dozen notes that it prints on every start.

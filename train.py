@@ -3,7 +3,7 @@
 The run's folder, `runs/<model_name>/<config_name>/`, then holds the best model, the curves and the resumable state.
 """
 
-from startup import UserError, command, keras
+from startup import UserError, command, keras, require_gpu
 
 import math
 import signal
@@ -213,6 +213,8 @@ def train(config: TrainConfig, resume: bool = False, resume_from: str | None = N
             finite, or the disk is full.
         SystemExit: Ctrl-C or SIGTERM, after the state was saved.
     """
+    if config.require_gpu:
+        require_gpu()
     import_model(config.model_name)  # an unknown name is answered at once, not after an hour of download
     data = open_dataset(config.data_dir, skip_bad_images=config.skip_bad_images)
     total_steps = count_steps(config, data)

@@ -115,7 +115,7 @@ def sha256(arrays) -> str:
 
 def final_state(folder) -> str:
     """Of everything that a step reads or changes, after the last step."""
-    with np.load(folder / "checkpoints" / f"step_{NUM_STEPS:08d}" / "arrays.npz") as arrays:
+    with np.load(checkpoints.checkpoints(folder)[-1] / "arrays.npz") as arrays:
         return sha256(arrays)
 
 
@@ -126,7 +126,7 @@ def best_weights(folder) -> str:
 
 def control(folder) -> dict:
     """The rate, its cuts, and the accuracies that they were decided by."""
-    path = folder / "checkpoints" / f"step_{NUM_STEPS:08d}" / "progress.json"
+    path = checkpoints.checkpoints(folder)[-1] / "progress.json"
     return {name: value for name, value in json.loads(path.read_text()).items() if name not in ("seconds", "log_sizes")}
 
 

@@ -1,0 +1,45 @@
+"""What is wrong with the environment is said in one line, with the command that mends it."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, assert_one_line_error, run_script
+
+BEGIN = "import sys; sys.path.insert(0, {root!r}); {prepare}; import startup"
+
+
+def start(prepare: str, **environment):
+    """Imports startup in a fresh process after some preparation."""
+    code = BEGIN.format(root=str(ROOT), prepare=prepare)
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | environment, timeout=60
+    )
+
+
+@pytest.mark.parametrize("version", [(3, 10, 4), (2, 7, 18), (3, 14, 0)])
+def test_a_python_without_wheels(version):
+    result = start(f"sys.version_info = {version}")
+    assert_one_line_error(result, f"Python {version[0]}.{version[1]}", "-m venv .venv", "pip install")
+
+
+def test_missing_packages_are_named_together():
+    prepare = (
+        "import importlib.util as u; find = u.find_spec; u.find_spec = lambda n: None if n in {missing} else find(n)"
+    )
+    result = start(prepare.format(missing=("tyro", "pooch")))
+    assert_one_line_error(result, "pooch, tyro", "-m pip install -r requirements.txt")
+    result = start(prepare.format(missing=("jax",)), KERAS_BACKEND="jax")
+    assert_one_line_error(result, "jax", "-m pip install jax")
+
+
+def test_an_unknown_backend():
+    assert_one_line_error(start("pass", KERAS_BACKEND="theano"), "theano", "tensorflow, jax")
+
+
+def test_a_gpu_that_is_asked_for_and_not_there(sample_dir, tmp_path):
+    for backend, package in (("tensorflow", "tensorflow[and-cuda]"), ("jax", "jax[cuda13]")):
+        result = run_script("train.py", "--data-dir", sample_dir, "--device", "gpu", cwd=tmp_path, backend=backend)
+        assert_one_line_error(result, "--device", f"pip install '{package}")
+    assert not (tmp_path / "runs").exists()
