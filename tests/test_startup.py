@@ -40,6 +40,6 @@ def test_an_unknown_backend():
 
 def test_a_gpu_that_is_asked_for_and_not_there(sample_dir, tmp_path):
     for backend, package in (("tensorflow", "tensorflow[and-cuda]"), ("jax", "jax[cuda13]")):
-        result = run_script("train.py", "--data-dir", sample_dir, "--device", "gpu", cwd=tmp_path, backend=backend)
-        assert_one_line_error(result, "--device", f"pip install '{package}")
+        result = run_script("train.py", "--data-dir", sample_dir, "--require-gpu", cwd=tmp_path, backend=backend)
+        assert_one_line_error(result, "finds none", f"pip install '{package}")
     assert not (tmp_path / "runs").exists()
