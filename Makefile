@@ -34,6 +34,8 @@ notebooks: .venv/installed-notebooks
 venv: .venv/installed
 
 .venv/installed: requirements.txt
+	@$(PYTHON) -c 'import sys; (3, 11) <= sys.version_info[:2] <= (3, 13) or sys.exit( \
+	    "error: TensorFlow 2.21 has no wheels for Python %d.%d; try: make PYTHON=python3.11" % sys.version_info[:2])'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@

@@ -12,15 +12,14 @@ Whatever is written is first written whole under another name, forced to the dis
 disk, leaves what was there before.
 """
 
-from startup import ROOT, UserError, keras
+from startup import ROOT, UserError, gpu_names, keras
 
-import fcntl
 import importlib.metadata
 import json
 import os
+import platform
 import re
 import shutil
-import sys
 import zipfile
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -35,6 +34,7 @@ import config as config_module
 import models
 from config import TrainConfig
 from dataset import Dataset
+from files import locked
 
 CHANGEABLE = {
     "config_name",  # the folder may have been renamed
@@ -70,7 +70,8 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
         _force_to_disk(path.parent)
     except OSError as error:
         _remove(temporary)
-        raise UserError(f"cannot write {path} ({error.strerror or error}); what was saved before is kept") from None
+        kept = "what was saved before is kept" if path.parent.exists() else f"{path.parent} is gone"
+        raise UserError(f"cannot write {path} ({error.strerror or error}); {kept}") from None
 
 
 def _force_to_disk(path: Path) -> None:
@@ -86,6 +87,11 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+def _discard(checkpoint: Path) -> None:
+    """Removes it under another name, so that a kill in between leaves no half of it for a whole one."""
+    _remove(checkpoint.rename(checkpoint.with_name(f".writing-{checkpoint.name}")))
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -112,24 +118,11 @@ def opened_run(config: TrainConfig, data: Dataset, resume: bool):
     if resume:
         read_config(folder)  # nothing is made for a run that is not there
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder):  # first of all: what another train.py is writing must not be taken for left-overs
+    with locked(
+        folder, f"{folder} is being trained by another train.py; wait for it or stop it"
+    ):  # first of all: what another train.py is writing must not be taken for left-overs
         begin = reopen_run if resume else create_run
         yield begin(config, data)
-
-
-@contextmanager
-def locked(folder: Path):
-    """Holds the folder for this process alone; the lock goes with the process, however it ends.
-
-    Raises:
-        UserError: another train.py holds it.
-    """
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{folder} is being trained by another train.py; wait for it or stop it") from None
-        yield
 
 
 def describe_run(config: TrainConfig, data: Dataset) -> dict[str, Any]:
@@ -140,8 +133,24 @@ def describe_run(config: TrainConfig, data: Dataset) -> dict[str, Any]:
         "class_names": list(data.class_names),
         "data": {"fingerprint": data.fingerprint, "train": len(data.train.labels), "val": len(data.val.labels)},
         "backend": keras.backend.backend(),
-        "versions": {name: importlib.metadata.version(name) for name in ("keras", "tensorflow", "numpy")},
+        "versions": versions(),
+        "hardware": hardware(),
     }
+
+
+def versions() -> dict[str, str]:
+    """Of what computes a step: other versions may round differently."""
+    packages = ("keras", "tensorflow", "numpy", *(["jax"] if keras.backend.backend() == "jax" else []))
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
+
+
+def hardware() -> str:
+    """The processor and how many of its cores this process may use, and the GPUs that Keras's backend sees."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    processor = f"{len(os.sched_getaffinity(0))} cores, {names[0] if names else platform.machine()}"
+    return ", ".join([processor, *gpu_names()])
 
 
 def create_run(config: TrainConfig, data: Dataset) -> Path:
@@ -157,13 +166,14 @@ def create_run(config: TrainConfig, data: Dataset) -> Path:
     (folder / "source").mkdir(exist_ok=True)
     for path in ROOT.glob("*.py"):
         shutil.copy2(path, folder / "source")
-    _write_description(folder, describe_run(config, data))  # last: its presence says that the folder is complete
+    write_description(config, data)  # last: its presence says that the folder is complete
     return folder
 
 
-def _write_description(folder: Path, description: dict[str, Any]) -> None:
-    text = json.dumps(description, indent=2, ensure_ascii=False)
-    write_atomically(folder / "config.json", lambda path: path.write_text(text + "\n", encoding="utf-8"))
+def write_description(config: TrainConfig, data: Dataset) -> None:
+    """Writes config.json."""
+    text = json.dumps(describe_run(config, data), indent=2, ensure_ascii=False)
+    write_atomically(config.run_dir / "config.json", lambda path: path.write_text(text + "\n", encoding="utf-8"))
 
 
 def read_config(folder: Path) -> tuple[TrainConfig, dict[str, Any]]:
@@ -183,7 +193,7 @@ def read_config(folder: Path) -> tuple[TrainConfig, dict[str, Any]]:
 
 
 def reopen_run(config: TrainConfig, data: Dataset) -> Path:
-    """Checks that the run of `config` may go on with these settings and data, and notes what changed.
+    """Checks that the run of `config` may go on with these settings, data, versions and model file.
 
     Raises:
         UserError: something that the result depends on differs from the run's own.
@@ -196,13 +206,16 @@ def reopen_run(config: TrainConfig, data: Dataset) -> Path:
         refused.append(f"the pictures or labels in {config.data_dir} are not those that the run began with")
     if description.get("backend") != keras.backend.backend():
         refused.append(f"KERAS_BACKEND was {description.get('backend')}, now {keras.backend.backend()}")
+    before_packages = description.get("versions")
+    if isinstance(before_packages, dict):
+        for name, version in versions().items():
+            if before_packages.get(name, version) != version:
+                refused.append(f"{name} was {before_packages[name]}, now {version}")
+    source = folder / "source" / f"{config.model_name}.py"
+    if source.exists() and source.read_bytes() != (ROOT / source.name).read_bytes():
+        refused.append(f"{source.name} is not what it was; the run's own copy is {source}")
     if refused:
         raise UserError(f"{folder} cannot be resumed so: {'; '.join(refused)}; start it anew by another --config-name")
-    now = describe_run(config, data)
-    if description.get("versions") != now["versions"]:
-        print(f"warning: {folder} began with {description.get('versions')}, now {now['versions']}", file=sys.stderr)
-    if changed:
-        _write_description(folder, now)
     for unfinished in folder.rglob(".writing-*"):
         _remove(unfinished)
     return folder
@@ -245,15 +258,19 @@ def load_run(folder: str | Path) -> Run:
     except Exception as error:  # Keras raises many kinds for a broken file
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"{path} cannot be loaded ({reason}); train it again") from None
-    if model.output_shape[-1] != len(description["class_ids"]):
-        raise UserError(f"{path} has {model.output_shape[-1]} classes, config.json {len(description['class_ids'])}")
+    size, num_classes = model.input_shape[1], model.output_shape[-1]
+    for name, ours in (("class_ids", num_classes), ("class_names", num_classes)):
+        if len(description[name]) != ours:
+            raise UserError(f"{path} has {ours} classes, but config.json {len(description[name])} {name}")
+    if size != config.crop_size:
+        raise UserError(f"{path} takes pictures of {size} pixels, but config.json says crop_size {config.crop_size}")
     return Run(folder, config, tuple(description["class_ids"]), tuple(description["class_names"]), model)
 
 
 def read_seconds(folder: Path) -> float:
     """The running time of a run's training so far, in seconds, over all resumes."""
     checkpoint = find_checkpoint(folder, None)
-    return _read_json(checkpoint / "progress.json")["seconds"] if checkpoint else 0.0
+    return float(_read_json(checkpoint / "progress.json").get("seconds", 0.0)) if checkpoint else 0.0
 
 
 # The resumable state
@@ -292,6 +309,7 @@ class StateSaver:
             progress: what JSON can hold; `progress["step"]` names the checkpoint.
 
         Raises:
+            FloatingPointError: a variable is not finite, so nothing is saved; the message is its name.
             UserError: the state before could not be written; those before that are kept.
         """
         self.wait()
@@ -299,6 +317,9 @@ class StateSaver:
         if path.exists():
             return  # the state is a function of the step
         arrays = {name: np.array(keras.ops.convert_to_numpy(value)) for name, value in variables(model).items()}
+        for name, array in arrays.items():
+            if not np.isfinite(array).all():
+                raise FloatingPointError(name.partition(" ")[2])
         sizes = {str(file.relative_to(self._folder)): file.stat().st_size for file in log_files(self._folder)}
         self._saving = self._thread.submit(self._write, path, arrays, progress | {"log_sizes": sizes})
 
@@ -312,7 +333,7 @@ class StateSaver:
 
         write_atomically(path, write)
         for old in checkpoints(self._folder)[: -self._keep]:
-            _remove(old)
+            _discard(old)
 
     def wait(self) -> None:
         """Returns when the last state is on disk; raises UserError if it could not be written."""
@@ -348,7 +369,7 @@ def drop_after(checkpoint: Path) -> None:
     """Removes the checkpoints that are newer than this one, from which the run now goes on."""
     for other in checkpoints(checkpoint.parent.parent):
         if other.name > checkpoint.name:
-            _remove(other.rename(other.with_name(f".writing-{other.name}")))  # a kill in between leaves no half of it
+            _discard(other)
 
 
 def _advice_instead_of(path: Path) -> str:

@@ -47,8 +47,8 @@ def scores(model: keras.Model, split: Split, crop_size: int) -> Scores:
         center = log_probabilities(model, eval_preprocessing(batch, crop_size)[np.newaxis])
         crops = log_probabilities(model, ten_crops(batch, crop_size))
         hits.append([top_k_accuracy(labels, logits, k) for logits in (center, crops) for k in (1, 5)])  # 4 of (B,)
-    totals = sum(ops.convert_to_numpy(ops.stack(four)).sum(axis=1) for four in hits)
-    return Scores(*(float(total / len(split.labels)) for total in totals))
+    totals = sum(ops.convert_to_numpy(ops.stack(four)).astype(int).sum(axis=1) for four in hits)
+    return Scores(*(int(total) / len(split.labels) for total in totals))
 
 
 def log_probabilities(model: keras.Model, crops) -> np.ndarray:
@@ -116,6 +116,8 @@ class Arguments:
 def main() -> None:
     """Runs the command."""
     arguments = tyro.cli(Arguments)
+    if not arguments.runs:
+        raise UserError("which run? For example: python evaluate.py runs/vgg_16/default")
     rows = [evaluate(folder, arguments.data_dir) for folder in arguments.runs]
     print("\n".join(json.dumps(row) for row in rows) if arguments.json else table(rows))
 

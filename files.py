@@ -42,13 +42,19 @@ def os_errors_named(root: Path):
 
 
 @contextmanager
-def locked(folder: Path):
-    """Holds a lock on a folder, so that two processes do not write into it at once; it ends with the process."""
+def locked(folder: Path, refusal: str | None = None):
+    """Holds a lock on a folder, so that two processes do not write into it at once; it ends with the process.
+
+    Raises:
+        UserError: another process holds it, and there is a `refusal` to say so; else it is waited for.
+    """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            if refusal:
+                raise UserError(refusal) from None
             print(f"waiting for another process that is writing into {shown(folder)}", file=sys.stderr)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         except OSError:

@@ -40,7 +40,8 @@ def import_model(name: str):
     """
     names = model_names()
     if name not in names:
-        raise UserError(f"model_name is {name!r}; the models are: {', '.join(names)}")
+        rule = "a model is a file at the root with a function of its own name, annotated -> keras.Model"
+        raise UserError(f"model_name is {name!r}; the models are: {', '.join(names)}; {rule}")
     return importlib.import_module(name)
 
 

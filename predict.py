@@ -19,8 +19,9 @@ import tyro
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
-from checkpoints import Run, load_run, write_atomically
+from checkpoints import Run, load_run, read_config, write_atomically
 from config import PICTURE_SIZE, TrainConfig
+from dataset import Dataset
 from files import shown
 from input_pipe import eval_preprocessing
 from visualize import SALIENCY, Prediction, prediction_grid
@@ -43,8 +44,8 @@ class Arguments:
     """Also draw the pictures, their classes as bars and their saliency maps into this file (.png, .pdf, .svg, .jpg)."""
     top: int = 5
     """How many classes to name (1 or more)."""
-    saliency: Literal[*SALIENCY] = "gradient"
-    """How --output finds the pixels that the answer hangs on."""
+    saliency: Literal[tuple(SALIENCY)] | None = None
+    """How --output finds the pixels that the answer hangs on; without it, by gradient."""
 
 
 # Pictures
@@ -63,13 +64,13 @@ def read_picture(path: str | Path) -> np.ndarray:
     Raises:
         UserError: it is a folder, is not there or is not a picture.
     """
-    if Path(path).is_dir():
-        raise UserError(f"{shown(path)} is a folder; give the pictures in it")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's, of large pictures and odd EXIF data
             with Image.open(path, formats=FORMATS) as image:
                 return np.asarray(_square(_rgb(ImageOps.exif_transpose(image))))
+    except IsADirectoryError:
+        raise UserError(f"{shown(path)} is a folder; give the pictures in it") from None
     except Image.UnidentifiedImageError:
         raise UserError(f"{shown(path)} is not a picture that can be read ({', '.join(FORMATS)})") from None
     except Exception as error:  # Pillow raises many kinds on damaged data
@@ -104,6 +105,21 @@ def newest_run(runs_dir: str | Path = TrainConfig.runs_dir) -> Path:
     if not models:
         raise UserError(f"{runs_dir}/ holds no trained model; `make demo` trains a small one, `make train` VGG-16")
     return models[-1].parent
+
+
+def runs_on(data: Dataset, runs_dir: str | Path) -> Iterator[Run]:
+    """Opens, one after the other, the runs that were trained on exactly these data; says which it cannot open, and why.
+
+    Args:
+        data: the dataset.
+        runs_dir: holds the runs as <model_name>/<config_name>/.
+    """
+    for path in sorted(Path(runs_dir).glob("*/*/config.json")):
+        try:
+            if read_config(path.parent)[1]["data"].get("fingerprint") == data.fingerprint:
+                yield load_run(path.parent)
+        except UserError as error:
+            print(f"left out: {error}")
 
 
 def predict(
@@ -158,7 +174,7 @@ def main() -> int:
     _check(arguments)
     run = load_run(arguments.run or newest_run())
     print(f"{run.folder}: {run.config.model_name}, {len(run.class_names)} classes")
-    method = arguments.saliency if arguments.output else None
+    method = (arguments.saliency or "gradient") if arguments.output else None
     paths, kept, given, failed = _paths(arguments.pictures), [], 0, 0
     while batch := list(islice(paths, BATCH_SIZE)):
         readable = _readable(batch)
@@ -172,7 +188,7 @@ def main() -> int:
     if not given:
         raise UserError("no picture is given; name one or more, or - for a list on standard input")
     if kept:
-        _draw(prediction_grid(kept, arguments.saliency), Path(arguments.output))
+        _draw(prediction_grid(kept, method), Path(arguments.output))
         print(f"wrote {arguments.output}: {len(kept)} picture{'s'[: len(kept) != 1]}")
     return 1 if failed else 0
 
@@ -182,6 +198,8 @@ def _check(arguments: Arguments) -> None:
     if arguments.top < 1:
         raise UserError(f"top is {arguments.top}; it must be 1 or more")
     if arguments.output is None:
+        if arguments.saliency:
+            raise UserError("--saliency draws into --output; give one, such as --output grid.png")
         return
     output = Path(arguments.output)
     known = Figure().canvas.get_supported_filetypes()

@@ -8,8 +8,6 @@ which command.
 from startup import ROOT, UserError, command
 
 import json
-import os
-import platform
 import shlex
 import shutil
 from dataclasses import dataclass
@@ -44,15 +42,15 @@ def file_result(run: Path, name: str, data_dir: str | None = None) -> Path:
     config, description = read_config(run)
     row = evaluate(run, data_dir)
     del row["run"]
-    evidence = {"command": train_command(config), "hardware": hardware(), "python": platform.python_version(), "n": 1}
+    evidence = {name: description[name] for name in ("hardware", "backend", "versions") if name in description}
+    evidence = {"command": train_command(config), "n": 1} | evidence
     folder = RESULTS / name
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(run / "metrics.jsonl", folder)
     for name in PLACES:
         del description["config"][name]
     (folder / "config.json").write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    result = row | evidence | {"backend": description["backend"], "versions": description["versions"]}
-    (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    (folder / "result.json").write_text(json.dumps(row | evidence, indent=2) + "\n")
     draw_curves(folder)
     return folder
 
@@ -72,14 +70,6 @@ def train_command(config: TrainConfig) -> str:
 
 def _changes(config: TrainConfig, recipe: str) -> dict:
     return {name: ours for name, (ours, _) in differences(config, RECIPES[recipe]).items() if name not in PLACES}
-
-
-def hardware() -> str:
-    """The processor and how many of its cores this process may use."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{len(os.sched_getaffinity(0))} cores, {names[0] if names else platform.processor() or platform.machine()}"
 
 
 def draw_curves(folder: Path) -> None:
@@ -104,6 +94,8 @@ def draw_curves(folder: Path) -> None:
 def results_table(folder: Path = RESULTS) -> str:
     """The results as a Markdown table, from the least to the most accurate, each beside the command that made it."""
     results = {path.parent.name: json.loads(path.read_text()) for path in folder.glob("*/result.json")}
+    if not results:
+        return ""
     lines = [
         "| model | top-1 / top-5, centre crop | 10 crops | training | made by |",
         "|---|---|---|---|---|",
@@ -137,7 +129,7 @@ class Arguments:
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     """The runs' folders, for example runs/vgg_16/default; none: only the table is written."""
     name: str | None = None
-    """The result's name, for a single run; by default the model's."""
+    """The result's name; by default the model's."""
     data_dir: str | None = None
     """The dataset's folder; by default the one that the run was trained on."""
 
@@ -146,8 +138,13 @@ class Arguments:
 def main() -> None:
     """Runs the command."""
     arguments = tyro.cli(Arguments)
-    for run in arguments.runs:
-        print(file_result(run, arguments.name or run.parent.name, arguments.data_dir))
+    names = [arguments.name or run.resolve().parent.name for run in arguments.runs]
+    if len(set(names)) < len(names):
+        raise UserError(
+            f"several runs would be filed under one name ({', '.join(names)}); file them one by one, --name"
+        )
+    for run, name in zip(arguments.runs, names, strict=True):
+        print(file_result(run, name, arguments.data_dir))
     update_readme()
 
 

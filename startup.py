@@ -61,6 +61,10 @@ def command(main: Callable[[], int | None]) -> Callable[[], None]:
             sys.exit(1)
         except OSError as error:  # a full disk, a folder without permission: the file's name says enough
             sys.exit(f"error: {error.filename or 'cannot read or write'}: {error.strerror or error}")
+        except Exception as error:
+            if "RESOURCE_EXHAUSTED" not in str(error) and "ResourceExhausted" not in type(error).__name__:
+                raise  # a mistake of ours: the traceback is wanted
+            sys.exit("error: the memory is not enough; lower --batch-size")
 
     return run
 
@@ -84,15 +88,23 @@ def quiet_stderr():
             os.close(saved)
 
 
+def gpu_names() -> list[str]:
+    """The GPUs that Keras's backend sees."""
+    if os.environ["KERAS_BACKEND"] == "tensorflow":
+        config = _load_tensorflow().config
+        details = map(config.experimental.get_device_details, config.list_physical_devices("GPU"))
+        return [found.get("device_name", "GPU") for found in details]
+    try:
+        return [device.device_kind for device in importlib.import_module("jax").devices("gpu")]
+    except RuntimeError:  # that is how JAX says that there is none
+        return []
+
+
 def require_gpu() -> None:
     """Raises UserError if Keras's backend finds no GPU."""
     backend = os.environ["KERAS_BACKEND"]
-    if backend == "tensorflow":
-        found, package = _load_tensorflow().config.list_physical_devices("GPU"), "tensorflow[and-cuda]==2.21.0"
-    else:
-        devices, package = importlib.import_module("jax").devices(), "jax[cuda13]"
-        found = [device for device in devices if device.platform == "gpu"]
-    if not found:
+    package = {"tensorflow": "tensorflow[and-cuda]==2.21.0", "jax": "jax[cuda13]==0.10.2"}[backend]
+    if not gpu_names():
         raise UserError(f"--require-gpu, but {backend} finds none; run: {sys.executable} -m pip install '{package}'")
 
 

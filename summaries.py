@@ -31,6 +31,7 @@ class Log:
     """
 
     def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self._lines = (folder / "metrics.jsonl").open("a", buffering=1, encoding="utf-8")
         self._writers = {
             split: tf.summary.create_file_writer(str(folder / "tensorboard" / split))
@@ -39,13 +40,13 @@ class Log:
 
     @contextmanager
     def _writing(self, split: str, step: int):
-        """What is written inside goes to TensorBoard; TensorFlow's errors, when the disk is full, become one line."""
+        """What is written inside goes to TensorBoard; errors, when the disk is full, become one line."""
         try:
             with self._writers[split].as_default(step):
                 yield
-        except tf.errors.OpError as error:
-            reason = error.message.strip().split("\n")[0].split("}} ")[-1]
-            raise UserError(f"cannot write TensorBoard's file ({reason}); the saved states are kept") from None
+        except (OSError, tf.errors.OpError) as error:
+            reason = getattr(error, "message", str(error)).strip().split("\n")[0].split("}} ")[-1]
+            raise UserError(f"cannot write the logs in {self._folder} ({reason}); the saved states are kept") from None
 
     def curves(self, split: str, step: int, values: dict[str, float], unrepeatable: dict[str, float]) -> None:
         """One point of each curve.
@@ -57,8 +58,8 @@ class Log:
             unrepeatable: the same for times and speeds, which no two runs share.
         """
         point = {"split": split, "step": step} | values | unrepeatable
-        self._lines.write(json.dumps(point) + "\n")
         with self._writing(split, step):
+            self._lines.write(json.dumps(point) + "\n")
             for name, value in (values | unrepeatable).items():
                 tf.summary.scalar(name, value)
 
@@ -81,12 +82,8 @@ class Log:
         with self._writing("validation", step=0):  # its final accuracy is what runs are compared by
             hparams.hparams({name: _plain(value) for name, value in settings.items()}, trial_id=str(config.run_dir))
 
-    def flush(self) -> None:
-        """Hands everything to the operating system; TensorBoard's points were when each was written."""
-        self._lines.flush()
-
     def close(self) -> None:
-        """Closes the files; every save has flushed them, so that nothing is lost when the disk is full now."""
+        """Closes the files; every point was handed to the system when it was written, so a full disk loses nothing."""
         with suppress(OSError, tf.errors.OpError):
             self._lines.close()
             for writer in self._writers.values():
@@ -146,7 +143,7 @@ def training_sheet(data: Dataset, config: TrainConfig) -> np.ndarray:
     canvas = FigureCanvasAgg(figure)
     for axes, picture, label in zip(figure.subplots(GRID, GRID).flat, pictures, labels, strict=False):
         axes.imshow(picture, interpolation="nearest")
-        axes.set_title(data.class_names[label], fontsize=9, wrap=True)
+        axes.set_title(data.class_names[label], fontsize=9, wrap=True, parse_math=False)
     for axes in figure.axes:
         axes.set_axis_off()
     canvas.draw()

@@ -10,10 +10,11 @@ import signal
 import sys
 import time
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import tyro
 from tqdm import tqdm
 
@@ -107,6 +108,7 @@ class StopRequest:
         if self.signal is not None:
             raise KeyboardInterrupt
         self.signal = number
+        print("\nstopping after this step or evaluation, to save; again: at once, without", file=sys.stderr)
 
 
 class Steps(keras.callbacks.Callback):
@@ -120,7 +122,7 @@ class Steps(keras.callbacks.Callback):
     ) -> None:
         super().__init__()
         self.config, self.log, self.states, self.progress, self.stop_request = config, log, states, progress, stop
-        self.restore: Path | None = None  # a checkpoint to begin from
+        self.running_means: list[np.ndarray] = []  # of a checkpoint, to begin from
         self.bar: tqdm | None = None
         self.last_step = 0  # of this interval
         self.last_point = {}  # of the training curves
@@ -132,11 +134,11 @@ class Steps(keras.callbacks.Callback):
         return time.perf_counter() - self._session_start
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
-        """Restores the state, after `fit` has set the running means back to zero."""
-        if self.restore:
-            arrays, _ = checkpoints.read_state(self.restore)
-            checkpoints.restore_variables(self.model, arrays, self.restore)
-            self.restore = None
+        """Restores the running means, which `fit` has just set back to zero."""
+        if self.running_means:
+            for variable, value in zip(self.model.metrics_variables, self.running_means, strict=True):
+                variable.assign(value)
+            self.running_means = []
         self._window = (self.progress.step, time.perf_counter())
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float]) -> None:
@@ -157,15 +159,18 @@ class Steps(keras.callbacks.Callback):
 
     def check_finite(self, loss: float) -> None:
         """Ends the run if the loss is no number any more."""
-        if math.isfinite(loss):
-            return
+        if not math.isfinite(loss):
+            raise self.not_finite("the loss", loss)
+
+    def not_finite(self, what: str, value: float) -> UserError:
+        """The error that says what is no number any more, what is left, and what to try."""
         self.states.wait()
         saved = checkpoints.find_checkpoint(self.config.run_dir, None)
         state = f"the state of {saved.name} is kept" if saved else "nothing was saved yet"
         advice = f"another --config-name with a lower --lr (now {self.progress.control.lr:g})"
         if self.config.precision == "mixed_float16":
             advice += " or --precision mixed_bfloat16"
-        raise UserError(f"the loss is {loss} at step {self.progress.step:,}; {state}; try {advice}")
+        return UserError(f"{what} is {value} at step {self.progress.step:,}; {state}; try {advice}")
 
     def write_point(self, logs: dict[str, float]) -> None:
         """Adds a point to the training curves and starts new means."""
@@ -181,8 +186,10 @@ class Steps(keras.callbacks.Callback):
     def save(self) -> None:
         """Begins to save the resumable state."""
         self.progress.seconds = self.seconds()
-        self.log.flush()
-        self.states.save(self.model, asdict(self.progress))
+        try:
+            self.states.save(self.model, asdict(self.progress))
+        except FloatingPointError as error:
+            raise self.not_finite(f"the weight {error}", math.nan) from None
 
 
 def compile_model(model: keras.Model, config: TrainConfig) -> None:
@@ -223,12 +230,14 @@ def train(config: TrainConfig, resume: bool = False, resume_from: str | None = N
         model = build_model(config, len(data.class_ids))
         compile_model(model, config)
         model.test_on_batch(*first_batch(data, config))  # builds the metrics, whose state a checkpoint restores
-        progress, checkpoint = find_progress(config, folder, model, resume_from, total_steps)
+        progress = find_progress(config, folder, model, resume_from, total_steps)
+        checkpoints.write_description(config, data)  # the settings that a resumed run may change
         with closing(Log(folder)) as log:
             announce(config, model, data, total_steps, progress)
             states = checkpoints.StateSaver(folder, config.keep_checkpoints)
             steps = Steps(config, log, states, progress, stop)
-            steps.restore = checkpoint
+            if progress.step:
+                steps.running_means = [keras.ops.convert_to_numpy(value) for value in model.metrics_variables]
             with closing(states):
                 run_intervals(steps, model, data, total_steps)
     return folder
@@ -254,17 +263,23 @@ def count_steps(config: TrainConfig, data: Dataset) -> int:
 
 def find_progress(
     config: TrainConfig, folder: Path, model: keras.Model, name: str | None, total_steps: int
-) -> tuple[Progress, Path | None]:
-    """Where to begin: a new start, or a checkpoint, to which the logs are taken back."""
+) -> Progress:
+    """Where to begin: a new start, or a checkpoint, to which the model is set and the logs are taken back."""
     checkpoint = checkpoints.find_checkpoint(folder, name)
     if checkpoint is None:
         checkpoints.cut_logs(folder, {})
-        return Progress(TrainControl(config.lr)), None
+        return Progress(TrainControl(config.lr))
     arrays, values = checkpoints.read_state(checkpoint)
     try:
         progress, log_sizes = Progress.from_dict(values), dict(values["log_sizes"])
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{checkpoint / 'progress.json'} was not written by this version ({error!r})") from None
+    evaluated = progress.step % config.eval_interval == 0 or progress.evaluated_early(config)
+    if progress.step > total_steps or (progress.step == total_steps and not evaluated):
+        raise UserError(
+            f"num_epochs is {config.num_epochs}, which is {total_steps:,} steps, but {checkpoint} is further, or not "
+            f"evaluated there yet; raise --num-epochs, or go on from an earlier one by --resume-from"
+        )
     checkpoints.restore_variables(model, arrays, checkpoint)  # refuses another model's before anything is cut
     if progress.step < total_steps and progress.evaluated_early(config):
         raise UserError(
@@ -273,14 +288,14 @@ def find_progress(
         )
     checkpoints.cut_logs(folder, log_sizes)
     checkpoints.drop_after(checkpoint)
-    return progress, checkpoint
+    return progress
 
 
 def run_intervals(steps: Steps, model: keras.Model, data: Dataset, total_steps: int) -> None:
     """Trains from one evaluation to the next until the end; the last interval may be shorter."""
     config, progress = steps.config, steps.progress
     steps.distributions = Distributions(model, first_batch(data, config)[0][:HISTOGRAM_PICTURES])
-    if steps.restore is None:
+    if not progress.step:
         steps.log.start(config, model, data)
     bar = tqdm(total=total_steps, initial=progress.step, unit="step", dynamic_ncols=True, disable=None)
     with closing(bar) as steps.bar:
@@ -308,6 +323,8 @@ def evaluate_and_save(steps: Steps, model: keras.Model, data: Dataset) -> None:
     config, progress, log = steps.config, steps.progress, steps.log
     values = model.evaluate(eval_batches(data.val, config.crop_size), return_dict=True, verbose=0)
     model.reset_metrics()  # the saved running means are those of the training that follows
+    if not math.isfinite(values["data_loss"]):
+        raise steps.not_finite("the validation loss", values["data_loss"])
     values = {name: values[name] for name in ("data_loss", "top_1", "top_5")}
     log.curves("validation", progress.step, values, {"seconds": steps.seconds()})
     if not config.histogram_interval:
@@ -326,15 +343,16 @@ def evaluate_and_save(steps: Steps, model: keras.Model, data: Dataset) -> None:
 def warn_of_wrong_labels(steps: Steps, val_acc: float, data: Dataset) -> None:
     """Says so if the validation labels cannot belong to the pictures: accuracy at chance while training learns.
 
-    At chance: not above 1/C by three standard deviations. Learning: at least twice that, and five points.
+    At chance: not above 1/C by three standard deviations, if there are pictures enough for that to be below 2/C.
+    Learning: at least 2/C, and five points above chance.
     """
     chance = 1 / len(data.class_ids)
-    at_chance = val_acc < chance + 3 * math.sqrt(chance * (1 - chance) / len(data.val.labels))
-    if at_chance and steps.last_point["top_1"] > max(2 * chance, chance + 0.05):
+    most = chance + 3 * math.sqrt(chance * (1 - chance) / len(data.val.labels))
+    if val_acc < most < 2 * chance and steps.last_point["top_1"] > max(2 * chance, chance + 0.05):
         tqdm.write(
             f"warning: top-1 is {steps.last_point['top_1']:.1%} in training but {val_acc:.1%} in validation, which is "
-            f"chance: the labels do not match the pictures; check {data.root / 'val' / 'val_annotations.txt'} against "
-            f"val/images, and that wnids.txt belongs to this dataset",
+            f"chance: most likely the labels do not match the pictures; check that {data.root / 'val'} (its "
+            f"val_annotations.txt, or class folders) and wnids.txt belong to one dataset",
             file=sys.stderr,
         )
 
@@ -398,7 +416,9 @@ def parse(argv: list[str] | None = None) -> Arguments:
     arguments = tyro.cli(Arguments, args=argv, description=help_text())
     base = RECIPES[arguments.recipe]
     if (arguments.resume or arguments.resume_from) and arguments.recipe == "default":
-        base, _ = checkpoints.read_config(arguments.config.run_dir)
+        asked = arguments.config
+        base, _ = checkpoints.read_config(asked.run_dir)  # of a folder that may have been copied or renamed since
+        base = replace(base, model_name=asked.model_name, config_name=asked.config_name, runs_dir=asked.runs_dir)
     return tyro.cli(Arguments, args=argv, default=Arguments(config=base))
 
 

@@ -18,7 +18,7 @@ def start(prepare: str, **environment):
     )
 
 
-@pytest.mark.parametrize("version", [(3, 10, 4), (2, 7, 18), (3, 14, 0)])
+@pytest.mark.parametrize("version", [(3, 8, 4), (3, 10, 4), (3, 14, 0)])
 def test_a_python_without_wheels(version):
     result = start(f"sys.version_info = {version}")
     assert_one_line_error(result, f"Python {version[0]}.{version[1]}", "-m venv .venv", "pip install")
@@ -38,7 +38,9 @@ def test_an_unknown_backend():
     assert_one_line_error(start("pass", KERAS_BACKEND="theano"), "theano", "tensorflow, jax")
 
 
-def test_a_gpu_that_is_asked_for_and_not_there(sample_dir, tmp_path):
+def test_a_gpu_that_is_asked_for_and_not_there(sample_dir, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     for backend, package in (("tensorflow", "tensorflow[and-cuda]"), ("jax", "jax[cuda13]")):
         result = run_script("train.py", "--data-dir", sample_dir, "--require-gpu", cwd=tmp_path, backend=backend)
         assert_one_line_error(result, "finds none", f"pip install '{package}")

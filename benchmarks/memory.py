@@ -1,0 +1,88 @@
+"""Resident memory over 20,000 steps of logistic regression, with hardly any logging and with much; about five minutes.
+
+    python sample_data.py && python benchmarks/memory.py
+
+Writes results/memory.json and results/memory.png.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+ROOT = Path(__file__).resolve().parent.parent
+STEPS = 20_000  # 400 times the 3,200 pictures of the sample set, 64 a step
+SETTINGS = [
+    "--model-name",
+    "logistic_regression",
+    "--data-dir",
+    "sample-data",
+    "--num-epochs",
+    "400",
+    "--width",
+    "0.125",
+]
+CASES = {
+    "one evaluation, at the end": ["--summary-interval", "20000", "--eval-interval", "20000"],
+    "a point every 50 steps, histograms every 500": [
+        *("--summary-interval", "50", "--histogram-interval", "500", "--eval-interval", "5000"),
+    ],
+}
+
+
+def resident(pid: int) -> float | None:
+    """Anonymous resident memory of a process in MB (mapped files are left out: the system can drop them)."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("RssAnon")), None)
+
+
+def measure(settings: list[str]) -> list[tuple[float, float]]:
+    """(seconds since the start, MB), ten times a second, of one run of train.py."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "train.py", *SETTINGS, "--runs-dir", folder, *settings]
+        start, samples = time.monotonic(), []
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as process:
+            while process.poll() is None:
+                if (megabytes := resident(process.pid)) is not None:
+                    samples.append((round(time.monotonic() - start, 2), round(megabytes, 1)))
+                time.sleep(0.1)
+        if process.returncode:
+            sys.exit(f"error: {' '.join(command)} ended with {process.returncode}")
+    return samples
+
+
+def growth(samples: list[tuple[float, float]]) -> float:
+    """MB between the means of the third and of the fourth quarter of a run, when everything has been allocated."""
+    quarter = len(samples) // 4
+    third, fourth = samples[2 * quarter : 3 * quarter], samples[3 * quarter : -5]  # not the very end
+    return sum(mb for _, mb in fourth) / len(fourth) - sum(mb for _, mb in third) / len(third)
+
+
+def main() -> None:
+    """Runs the command."""
+    figure = Figure(figsize=(8, 3.6), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    results = {}
+    for name, settings in CASES.items():
+        samples = measure(settings)
+        results[name] = {"growth_mb": round(growth(samples), 1), "samples": samples[:: max(1, len(samples) // 200)]}
+        axes.plot(
+            *zip(*samples, strict=True), label=f"{name}: {results[name]['growth_mb']:+.1f} MB in the last quarter"
+        )
+        print(f"{name}: {results[name]['growth_mb']:+.1f} MB in the last quarter, of {samples[-5][1]:.0f} MB")
+    axes.set(title=f"train.py, {STEPS:,} steps of logistic regression", xlabel="seconds", ylabel="resident memory, MB")
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False, loc="lower right")
+    figure.savefig(ROOT / "results" / "memory.png")
+    (ROOT / "results" / "memory.json").write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
