@@ -296,10 +296,21 @@ def test_a_run_that_exists_is_not_overwritten(run, config, data):
         checkpoints.create_run(config, data)
 
 
+def test_changed_versions_and_a_changed_model_file_are_refused(run, config, data, monkeypatch):
+    (run / "source" / "logistic_regression.py").write_text("# another one")
+    with pytest.raises(UserError, match="logistic_regression.py is not what it was"):
+        checkpoints.reopen_run(config, data)
+    shutil.copy(checkpoints.ROOT / "logistic_regression.py", run / "source")
+    monkeypatch.setattr(checkpoints, "versions", lambda: {"keras": "3.0.0"})
+    with pytest.raises(UserError, match="keras was .*, now 3.0.0"):
+        checkpoints.reopen_run(config, data)
+
+
 def test_what_does_not_touch_the_mathematics_may_change(run, config, data):
     changed = replace(config, num_epochs=7, summary_interval=3, histogram_interval=2, checkpoint_interval=9)
     changed = replace(changed, keep_checkpoints=5)
     assert checkpoints.reopen_run(changed, data) == run
+    checkpoints.write_description(changed, data)
     assert checkpoints.read_config(run)[0] == changed
 
 
@@ -422,7 +433,7 @@ def test_a_truncated_best_model_is_named(run):
 
 def test_a_best_model_of_another_number_of_classes_is_named(run):
     checkpoints.save_best(image_model(7), run)
-    with pytest.raises(UserError, match="best.keras has 7 classes, config.json 10"):
+    with pytest.raises(UserError, match="best.keras has 7 classes, but config.json 10 class_ids"):
         checkpoints.load_run(run)
 
 

@@ -14,6 +14,7 @@ from tiny_run import make_run
 
 import predict
 from checkpoints import load_run
+from dataset import open_dataset
 
 PHOTO = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
 
@@ -109,11 +110,20 @@ def test_what_is_no_picture_is_named_in_one_line(tmp_path):
         "half.jpg": "truncated",
         "missing.jpg": "No such file",
         ".": "is a folder",
+        "n" * 300: "File name too long",
     }.items():
         with pytest.raises(UserError, match=words) as caught:
             predict.read_picture(tmp_path / name)
         assert "\n" not in str(caught.value)
         assert str(tmp_path / name) in str(caught.value)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is closed to root")
+def test_a_picture_in_a_closed_folder_is_named_in_one_line(tmp_path):
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o600)
+    with pytest.raises(UserError, match="a.jpg cannot be read .Permission denied"):
+        predict.read_picture(closed / "a.jpg")
 
 
 # The model
@@ -143,13 +153,27 @@ def test_the_newest_run_is_the_one_whose_model_was_written_last(tmp_path):
     assert predict.newest_run(tmp_path) == tmp_path / "vgg_16" / "a"
 
 
+def test_runs_on_the_same_data_are_opened_and_why_one_cannot_be_is_said(sample_dir, tmp_path, capsys):
+    good, other, broken = (make_run(tmp_path, sample_dir, config_name=name) for name in ("good", "other", "broken"))
+    linear = make_run(tmp_path, sample_dir, model_name="logistic_regression")
+    description = (other / "config.json").read_text()
+    data = open_dataset(sample_dir)
+    (other / "config.json").write_text(description.replace(data.fingerprint, "0" * 64))
+    (broken / "best.keras").write_text("no model")
+    (tmp_path / "vgg_16" / "empty").mkdir()
+    assert [run.folder for run in predict.runs_on(data, tmp_path)] == [linear, good]
+    [line] = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"left out: {broken / 'best.keras'} cannot be loaded")
+
+
 # The command
 
 
 def test_photos_bad_files_and_a_list(run_folder, tmp_path):
     """The newest run is found; the bad ones get a line each, the good ones a table and a place in the figure."""
     (tmp_path / "bad.png").write_text("no picture")
-    listed = f"{tmp_path / 'bad.png'}\n\n{PHOTO}\n"
+    long = "n" * 300
+    listed = f"{tmp_path / 'bad.png'}\n\n{long}\n{PHOTO}\n"
     work = run_folder.parents[2]
     arguments = ["-", tmp_path, PHOTO, "--output", tmp_path / "grid.png", "--top", "3", "--saliency", "grad_cam"]
     result = run_script("predict.py", *arguments, cwd=work, input=listed)
@@ -157,6 +181,7 @@ def test_photos_bad_files_and_a_list(run_folder, tmp_path):
     errors = result.stderr.strip().splitlines()
     assert errors == [
         f"error: {tmp_path / 'bad.png'} is not a picture that can be read ({', '.join(predict.FORMATS)})",
+        f"error: {long} cannot be read (File name too long)",
         f"error: {tmp_path} is a folder; give the pictures in it",
     ]
     assert result.stdout.count("grace_hopper.jpg") == 2
@@ -188,6 +213,7 @@ def call(monkeypatch, *arguments) -> None:
         ([PHOTO, "--output", "missing/grid.png"], "missing is not a folder"),
         ([PHOTO, "--output", "grid.xyz"], "grid.xyz has no ending of a picture; use .png"),
         ([PHOTO, "--output", "folder.png"], "folder.png is a folder"),
+        ([PHOTO, "--saliency", "gradient"], "--saliency draws into --output; give one"),
         ([PHOTO, "--run", "nowhere"], "nowhere holds no run"),
     ],
 )

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from keras import layers
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 import visualize
 from config import TrainConfig
@@ -326,9 +328,28 @@ def test_most_confused():
     assert visualize.most_confused(labels, labels) == []
 
 
+def test_our_figures_stand_under_those_of_2017():
+    ours = [("vgg_16", "mine", (0.5, 0.75, 0.625, 1.0)), ("other", "new", (0.0, 0.1, 0.2, 0.3))]
+    lines = [line.split() for line in visualize.table_beside_2017(ours).splitlines()]
+    assert lines[:4] == [
+        ["per", "cent", "centre", "crop", "10", "crops"],
+        ["top-1", "top-5", "top-1", "top-5"],
+        ["logistic_regression"],
+        ["2017", "3"],
+    ]
+    assert ["2017:", "without", "hue,", "now", "the", "default", "52.86", "77.10", "56.44", "79.29"] in lines
+    below = lines.index(["vgg_16"])
+    assert lines[below + 8 :] == [
+        ["ours:", "mine", "50.00", "75.00", "62.50", "100.00"],
+        ["other"],
+        ["ours:", "new", "0.00", "10.00", "20.00", "30.00"],
+    ]
+
+
 # Figures
 
 LONG = "a name that is longer than any bar: $x$ " * 4
+NO_FORMULA = r"$\foo$"  # matplotlib would take it for one, and fail
 
 
 def prediction(name: str = "king penguin", true_name: str | None = None, title: str = "a.jpg") -> Prediction:
@@ -381,6 +402,24 @@ def test_other_figures_show_whole_texts():
     assert_texts_are_inside(visualize.bar_figure([], [], "A model without mistakes", "pictures"))
     assert_texts_are_inside(visualize.kernel_figure(np.ones((3, 5, 5, 3)), "conv1_2 " * 20))
     assert_texts_are_inside(visualize.picture_sheet(PICTURES, ["a title of two lines, no more"] * 3))
+
+
+def test_names_are_no_formulas():
+    with pytest.raises(ValueError, match="foo"):
+        figure = Figure()
+        figure.text(0, 0, NO_FORMULA)
+        drawn(figure)
+    names = [NO_FORMULA] * 3
+    shown = prediction(NO_FORMULA, NO_FORMULA, NO_FORMULA)
+    for figure in (
+        visualize.prediction_grid([shown], "gradient"),
+        visualize.kernel_figure(np.ones((3, 5, 5, 3)), NO_FORMULA),
+        visualize.picture_sheet(PICTURES, names),
+        visualize.accuracy_figure(np.ones(3), names),
+        visualize.bar_figure(names, [1, 2, 3], NO_FORMULA, NO_FORMULA),
+    ):
+        assert_texts_are_inside(figure)
+        assert NO_FORMULA in {text.get_text() for text in figure.findobj(Text)}
 
 
 def test_accuracy_figure_of_many_classes_shows_the_best_and_the_worst():

@@ -9,7 +9,7 @@ from models import build_model
 
 
 def make_run(runs_dir: Path, data_dir: Path, **settings) -> Path:
-    """The folder of a run whose best model, a very narrow VGG-16, was never trained."""
+    """The folder of a run whose best model, a very narrow VGG-16 if not named otherwise, was never trained."""
     config = TrainConfig(**{"data_dir": str(data_dir), "runs_dir": str(runs_dir), "width": 0.05} | settings)
     data = open_dataset(data_dir)
     folder = create_run(config, data)

@@ -1,0 +1,293 @@
+"""What goes wrong while a run trains: a loss that is no number, wrong labels, the disk, the run's folder; and bfloat16."""
+
+from startup import UserError, keras
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, assert_one_line_error, run_script
+from test_resume import best_weights, control, final_state
+
+import checkpoints
+from config import TrainConfig
+from dataset import open_dataset
+from train import parse, train
+
+NOBODY = 65534
+OVERFLOW = {"lr": 1e5, "reg": 1e38}  # the first loss is a number; the weights after the first step are none
+
+
+@pytest.fixture(autouse=True)
+def float32_again():
+    """A model sets the number format of the whole process."""
+    yield
+    keras.config.set_dtype_policy("float32")
+
+
+@pytest.fixture
+def config(sample_dir, tmp_path):
+    """A run of 20 steps, evaluated at 10 and 20."""
+    settings = {"data_dir": str(sample_dir), "runs_dir": str(tmp_path / "runs"), "batch_size": 20, "num_epochs": 2}
+    return TrainConfig("logistic_regression", eval_interval=10, **settings)
+
+
+def flags(config):
+    """The command line of a run."""
+    names = ("model_name", "config_name", "data_dir", "runs_dir", "width", "batch_size", "num_epochs", "eval_interval")
+    names += ("checkpoint_interval", "keep_checkpoints")
+    return [word for name in names for word in (f"--{name.replace('_', '-')}", str(getattr(config, name)))]
+
+
+def states(folder):
+    """The names of the run's checkpoints, oldest first."""
+    return [path.name for path in checkpoints.checkpoints(folder)]
+
+
+def file_times(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+# A loss that is no number
+
+
+def test_a_growing_loss_ends_the_run_and_the_last_good_state_is_kept(config):
+    """Each step multiplies the weights by 1 - lr * reg = -99, so that the sum of their squares overflows."""
+    config = replace(config, lr=1.0, reg=100.0, checkpoint_interval=1, keep_checkpoints=20)
+    with pytest.raises(UserError) as error:
+        train(config)
+    last = states(config.run_dir)[-1]
+    step = int(last.removeprefix("step_")) + 1  # the first that is no number
+    assert step > 2
+    for words in (f"the loss is inf at step {step}", f"{last} is kept", "--lr (now 1)"):
+        assert words in str(error.value)
+    arrays, progress = checkpoints.read_state(config.run_dir / "checkpoints" / last)
+    assert progress["step"] == step - 1
+    assert all(np.isfinite(array).all() for array in arrays.values())
+    with pytest.raises(UserError) as again:  # it can be loaded, and the same happens again
+        train(config, resume=True)
+    assert str(again.value) == str(error.value)
+
+
+def test_a_loss_that_is_no_number_is_one_line_of_the_command(config):
+    settings = ("--lr", "1e30", "--checkpoint-interval", "1")
+    result = run_script("train.py", *flags(config), *settings, cwd=config.data_dir)
+    assert_one_line_error(result, "the loss is", "at step 2", "step_00000001 is kept", "--lr (now 1e+30)")
+    assert not (config.run_dir / "best.keras").exists()
+
+
+def test_weights_that_are_no_numbers_are_not_saved(config):
+    with pytest.raises(UserError, match=r"the weight fc1/kernel is .* at step 1; nothing was saved yet; .*--lr"):
+        train(replace(config, checkpoint_interval=1, **OVERFLOW))
+    assert states(config.run_dir) == []
+
+
+def test_a_validation_loss_that_is_no_number_ends_the_run_and_makes_no_best_model(config):
+    with pytest.raises(UserError, match=r"the validation loss is .* at step 1; nothing was saved yet; .*--lr"):
+        train(replace(config, eval_interval=1, **OVERFLOW))
+    assert states(config.run_dir) == []
+    assert not (config.run_dir / "best.keras").exists()
+
+
+def test_histograms_of_what_is_no_number_do_not_hide_the_reason(config):
+    with pytest.raises(UserError, match=r"--lr \(now 100000\)"):
+        train(replace(config, histogram_interval=1, **OVERFLOW))
+
+
+def test_the_largest_rate_that_is_accepted_ends_in_one_line(config):
+    with pytest.raises(UserError, match="lr"):
+        train(replace(config, lr=sys.float_info.max, summary_interval=1))
+
+
+def test_with_float16_the_other_format_is_advised_too(config):
+    with pytest.raises(UserError, match=r"the loss is .*--lr .* or --precision mixed_bfloat16"):
+        train(replace(config, precision="mixed_float16", **OVERFLOW))
+
+
+# Labels that do not belong to the pictures
+
+
+@pytest.fixture(scope="module")
+def learnable(tmp_path_factory):
+    """400 training pictures, enough to learn from, and 200 for validation, enough to tell chance by."""
+    from sample_data import draw_sample_set
+
+    return draw_sample_set(tmp_path_factory.mktemp("learnable") / "data", train_per_class=40, val_per_class=20)
+
+
+def with_wrong_labels(data_dir, copy):
+    """A copy of a dataset in which the validation pictures have each other's classes."""
+    shutil.copytree(data_dir, copy, ignore=shutil.ignore_patterns("packed"))
+    path = copy / "val" / "val_annotations.txt"
+    names, classes = zip(*(line.split("\t", 1) for line in path.read_text().splitlines()), strict=True)
+    classes = np.random.default_rng(0).permutation(classes)
+    path.write_text("".join(f"{name}\t{rest}\n" for name, rest in zip(names, classes, strict=True)))
+    return copy
+
+
+@pytest.mark.parametrize("wrong", [True, False], ids=["wrong", "right"])
+def test_validation_at_chance_while_training_learns_is_said(learnable, tmp_path, capsys, wrong):
+    data_dir = with_wrong_labels(learnable, tmp_path / "data") if wrong else learnable
+    plain = {"random_crop": False, "random_flip": False, "saturation": (1.0, 1.0)}
+    config = TrainConfig("logistic_regression", data_dir=str(data_dir), runs_dir=str(tmp_path / "runs"), **plain)
+    train(replace(config, lr=0.003, batch_size=20, num_epochs=10, eval_interval=200))
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert len(lines) == wrong
+    for words in ("is chance", "labels do not match the pictures", str(data_dir / "val"), "val_annotations.txt"):
+        assert not wrong or words in lines[0]
+
+
+# The disk and the run's folder
+
+
+def test_a_full_disk_is_one_line_and_the_state_before_it_can_be_resumed(config):
+    """The limit is above what the logs need and below a state of 3.8 MB."""
+    config = replace(config, model_name="single_layer_nn", width=0.05, num_epochs=1, keep_checkpoints=5)
+    train(config)
+    state = config.run_dir / "checkpoints" / "step_00000010"
+    size = (state / "arrays.npz").stat().st_size
+    assert max(path.stat().st_size for path in checkpoints.log_files(config.run_dir)) < size // 3
+    before, limit = file_times(state), size * 3 // 4
+    full = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (limit, limit))
+
+    longer = replace(config, num_epochs=2)
+    result = run_script("train.py", *flags(longer), "--resume", cwd=config.data_dir, preexec_fn=full)
+    assert_one_line_error(result, "cannot write", "step_00000020", "File too large", "saved before is kept")
+    assert "resumed at step 10" in result.stdout
+    assert states(config.run_dir) == ["step_00000010"]
+    assert file_times(state) == before
+    assert not list((config.run_dir / "checkpoints").glob(".*"))
+
+    whole = train(replace(longer, config_name="whole"))
+    train(longer, resume=True)
+    assert final_state(config.run_dir) == final_state(whole)
+    assert best_weights(config.run_dir) == best_weights(whole)
+
+
+def test_a_run_folder_that_is_removed_while_it_trains_is_one_line(config):
+    config = replace(config, num_epochs=5000, checkpoint_interval=5, eval_interval=1000)
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "train.py", *flags(config)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while not states(config.run_dir):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    while config.run_dir.exists():  # a file may come while the others go
+        shutil.rmtree(config.run_dir, ignore_errors=True)
+    output, errors = process.communicate(timeout=100)
+    assert_one_line_error(subprocess.CompletedProcess([], process.returncode, output, errors), str(config.run_dir))
+    assert not config.run_dir.exists()
+
+
+@pytest.fixture
+def open_place():
+    """A folder that every user can reach but only its owner can write into; pytest's own are closed to others."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as place:
+        Path(place).chmod(0o755)
+        yield Path(place)
+        Path(place).chmod(0o755)
+
+
+def as_somebody_who_may_not_write(place):
+    """How to start a process that cannot write into a folder: as another user for root, whom no permission stops."""
+    if os.geteuid():
+        place.chmod(0o555)
+        return {}
+    other = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
+    probe = [sys.executable, "-c", f"import keras; open({str(ROOT / 'train.py')!r})"]
+    try:
+        found = subprocess.run(
+            probe, cwd=place, capture_output=True, env=os.environ | {"HOME": "/nonexistent"}, **other
+        )
+    except PermissionError:
+        pytest.skip("the tests run as root, and another user may not run this Python")
+    if found.returncode:
+        pytest.skip("the tests run as root, and another user may not read this checkout or its packages")
+    return other
+
+
+def test_a_folder_that_may_not_be_written_is_one_line(config, open_place):
+    shutil.copytree(config.data_dir, open_place / "data")
+    open_dataset(open_place / "data")  # packed, by its owner
+    (open_place / "runs").mkdir()
+    config = replace(config, data_dir=str(open_place / "data"), runs_dir=str(open_place / "runs"))
+    settings = as_somebody_who_may_not_write(open_place / "runs")
+    result = run_script("train.py", *flags(config), cwd=open_place, **settings)
+    assert_one_line_error(result, str(open_place / "runs"), "Permission denied")
+    assert not list((open_place / "runs").iterdir())
+
+
+# A run's folder under another name
+
+
+def resume_by_command(config, *words):
+    """As train.py does with --resume."""
+    places = ["--runs-dir", config.runs_dir, "--model-name", config.model_name]
+    arguments = parse([*places, "--resume", *words])
+    return train(arguments.config, arguments.resume, arguments.resume_from)
+
+
+def test_a_renamed_run_goes_on(config):
+    whole = train(replace(config, config_name="whole"))
+    old = train(replace(config, config_name="old", num_epochs=1))
+    new = old.rename(old.with_name("new"))
+    assert resume_by_command(config, "--config-name", "new", "--num-epochs", "2") == new
+    assert final_state(new) == final_state(whole)
+    assert control(new) == control(whole)
+    assert not old.exists()
+    assert checkpoints.read_config(new)[0].config_name == "new"
+
+
+def test_a_copied_run_goes_on_and_the_original_is_left_alone(config):
+    old = train(replace(config, config_name="old", num_epochs=1))
+    copy = Path(shutil.copytree(old, old.with_name("copy")))
+    before = file_times(old)
+    assert resume_by_command(config, "--config-name", "copy", "--num-epochs", "2") == copy
+    assert file_times(old) == before
+    assert (states(old)[-1], states(copy)[-1]) == ("step_00000010", "step_00000020")
+
+
+def test_a_moved_folder_of_runs_goes_on(config, tmp_path):
+    old = train(replace(config, num_epochs=1))
+    Path(config.runs_dir).rename(tmp_path / "moved")
+    moved = replace(config, runs_dir=str(tmp_path / "moved"))
+    assert resume_by_command(moved, "--num-epochs", "2") == moved.run_dir
+    assert states(moved.run_dir)[-1] == "step_00000020"
+    assert not old.exists()
+
+
+def test_resuming_a_name_that_is_not_there_is_one_line(config):
+    with pytest.raises(UserError, match="nowhere holds no run"):
+        resume_by_command(config, "--config-name", "nowhere")
+    assert not Path(config.runs_dir).exists()
+
+
+# Half precision
+
+
+def test_a_run_in_bfloat16_resumes_exactly(config):
+    config = replace(config, model_name="vgg_16", width=0.05, precision="mixed_bfloat16", checkpoint_interval=7)
+    whole = train(replace(config, config_name="whole"))
+    half = replace(config, config_name="halves", num_epochs=1)
+    assert train(half) == train(replace(half, num_epochs=2), resume=True)
+    assert (final_state(half.run_dir), control(half.run_dir)) == (final_state(whole), control(whole))
+    assert best_weights(half.run_dir) == best_weights(whole)
+    assert {str(array.dtype) for array in checkpoints.read_state(checkpoints.checkpoints(whole)[-1])[0].values()} <= {
+        "float32",
+        "int32",
+        "int64",
+        "uint32",
+    }
+    lines = map(json.loads, (whole / "metrics.jsonl").read_text().splitlines())
+    assert all(np.isfinite(line["data_loss"]) for line in lines)
+    assert checkpoints.load_run(whole).model.output.dtype == "float32"

@@ -1,0 +1,162 @@
+"""A run filed as a result: its evidence, the command that makes it again, the table in the README."""
+
+from startup import UserError
+
+import json
+import shlex
+from dataclasses import replace
+
+import pytest
+
+import report
+import train
+from config import BASE, RECIPES, TrainConfig
+from evaluate import evaluate
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture(scope="module")
+def run(sample_dir, tmp_path_factory):
+    """A trained run."""
+    config = TrainConfig("logistic_regression", "tiny", str(sample_dir), str(tmp_path_factory.mktemp("runs")))
+    return train.train(replace(config, batch_size=20, num_epochs=2, eval_interval=10, summary_interval=4))
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    """An empty folder for results."""
+    monkeypatch.setattr(report, "RESULTS", tmp_path / "results")
+    return report.RESULTS
+
+
+def test_a_filed_result_is_a_claim_with_its_evidence(run, results):
+    folder = report.file_result(run, "first")
+    assert folder == results / "first"
+    assert {path.name for path in folder.iterdir()} == {"config.json", "curves.png", "metrics.jsonl", "result.json"}
+    assert (folder / "curves.png").read_bytes().startswith(PNG)
+    assert (folder / "metrics.jsonl").read_bytes() == (run / "metrics.jsonl").read_bytes()
+    found, expected = json.loads((folder / "result.json").read_text()), evaluate(run, None)
+    assert {name: found[name] for name in expected if name != "run"} == {
+        name: value for name, value in expected.items() if name != "run"
+    }
+    assert found["pictures"] == 50
+    assert found["command"].startswith("python train.py --model-name logistic_regression --batch-size 20")
+    assert {"n", "hardware", "backend", "versions"} <= found.keys()
+
+
+def test_a_filed_result_names_no_folder_of_this_machine(run, results, sample_dir):
+    folder = report.file_result(run, "first")
+    settings = json.loads((folder / "config.json").read_text())["config"]
+    assert settings["batch_size"] == 20
+    assert not {"data_dir", "runs_dir", "config_name"} & settings.keys()
+    for path in folder.glob("*.json*"):
+        for place in (sample_dir, run):
+            assert str(place) not in path.read_text(), path
+
+
+def test_a_result_can_be_filed_again(run, results):
+    assert report.file_result(run, "first") == report.file_result(run, "first")
+    with pytest.raises(UserError, match="holds no run"):
+        report.file_result(run.parent / "nowhere", "second")
+    assert [path.name for path in results.iterdir()] == ["first"]
+
+
+# The command
+
+
+CONFIGS = {
+    "2017": BASE,
+    "floats": replace(BASE, lr=1e-05, reg=0.0, momentum=0.95),
+    "flags": replace(BASE, random_crop=False, random_flip=False, skip_bad_images=True),
+    "ranges": replace(BASE, saturation=(1.0, 1.0), hue=0.05),
+    "names": replace(BASE, model_name="single_layer_nn", loss="svm", precision="mixed_bfloat16"),
+    "a recipe, changed": replace(RECIPES["logistic_regression"], lr=0.25, random_flip=False, saturation=(0.25, 1.5)),
+    "a recipe, reset": replace(RECIPES["demo"], num_epochs=BASE.num_epochs, seed=7),
+} | {f"recipe {name}": config for name, config in RECIPES.items()}
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_the_command_gives_the_settings_back(config):
+    places = {"config_name": "here", "data_dir": "/there", "runs_dir": "/elsewhere"}
+    command = report.train_command(replace(config, **places))
+    for place in places.values():
+        assert place not in command
+    program, script, *words = shlex.split(command)
+    assert (program, script) == ("python", "train.py")
+    assert replace(train.parse(words).config, **places) == replace(config, **places)
+
+
+def test_the_command_is_the_shortest():
+    assert report.train_command(BASE) == "python train.py"
+    recipe = replace(RECIPES["logistic_regression"], lr=0.5, random_crop=False)
+    expected = "python train.py --recipe logistic_regression --lr 0.5 --no-random-crop"
+    assert report.train_command(recipe) == expected
+    assert report.train_command(replace(BASE, saturation=(1.0, 2.0))) == "python train.py --saturation 1.0 2.0"
+
+
+# The table
+
+
+def write_result(results, name, **changes):
+    row = {"model": name, "center_top_1": 0.1, "center_top_5": 0.3, "ten_crops_top_1": 0.125, "ten_crops_top_5": 0.35}
+    row |= {"pictures": 5000, "seconds": 90, "hardware": "2 cores", "command": "python train.py"} | changes
+    (results / name).mkdir(parents=True)
+    (results / name / "result.json").write_text(json.dumps(row))
+
+
+def test_the_table_goes_from_the_least_to_the_most_accurate(results):
+    write_result(results, "a_best", model="vgg_16", center_top_1=0.52, command="python train.py --seed 1")
+    write_result(results, "z_least", model="logistic_regression", center_top_1=0.03, seconds=3600)
+    table = report.results_table(results)
+    first, second = [line for line in table.splitlines() if line.startswith("| [")]
+    numbers = "3.0 / 30.0 % | 12.5 / 35.0 %"
+    assert first == f"| [logistic_regression](results/z_least) | {numbers} | 60 min, 2 cores | `python train.py` |"
+    assert second.startswith("| [vgg_16](results/a_best) | 52.0 / 30.0 % | 12.5 / 35.0 % | ")
+    assert second.endswith("`python train.py --seed 1` |")
+    assert "On 5,000 validation pictures" in table
+    columns = {line.count("|") for line in table.splitlines() if line.startswith("|")}
+    assert len(columns) == 1
+
+
+def test_all_numbers_of_pictures_are_said(results):
+    write_result(results, "one", pictures=10000)
+    write_result(results, "two", pictures=500)
+    assert "On 500 or 10,000 validation pictures" in report.results_table(results)
+
+
+def test_without_results_there_is_no_table(results):
+    assert report.results_table(results) == ""
+
+
+def test_only_what_is_between_the_marks_is_written_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "results_table", lambda: "new\n")
+    readme = tmp_path / "README.md"
+    before, after = "# Título\n\n", "\n## After\n| a | table |\n"
+    readme.write_text(f"{before}{report.BEGIN}old\nrows\n{report.END}{after}", encoding="utf-8")
+    for _ in range(2):  # the second time changes nothing
+        report.update_readme(readme)
+        assert readme.read_text(encoding="utf-8") == f"{before}{report.BEGIN}new\n{report.END}{after}"
+
+
+@pytest.mark.parametrize("text", ["", report.BEGIN, report.END])
+def test_a_missing_mark_is_named_and_nothing_written(tmp_path, text):
+    readme = tmp_path / "README.md"
+    readme.write_text(text)
+    with pytest.raises(UserError, match="README.md lacks the marks"):
+        report.update_readme(readme)
+    assert readme.read_text() == text
+
+
+def test_marks_in_the_wrong_order_are_refused(tmp_path):
+    readme = tmp_path / "README.md"
+    text = f"{report.END}\nbetween\n{report.BEGIN}"
+    readme.write_text(text)
+    with pytest.raises(UserError, match="README.md"):
+        report.update_readme(readme)
+    assert readme.read_text() == text
+
+
+def test_the_readme_has_the_marks():
+    text = report.README.read_text(encoding="utf-8")
+    assert text.index(report.BEGIN) < text.index(report.END)
