@@ -229,3 +229,14 @@ def test_a_full_disk_under_tensorboards_files_is_one_line(tmp_path, monkeypatch)
         log.curves("train", 1, {"top_1": 0.5}, {})
     assert "(events.v2; No space left on device)" in str(error.value)
     log.close()
+
+
+def test_the_histogram_of_a_huge_array_is_of_evenly_spaced_values(tmp_path):
+    log = Log(tmp_path)
+    log.histograms(1, {"huge": np.arange(2_000_000, dtype=np.float32).reshape(1000, 2000)})
+    log.close()
+    found = EventAccumulator(str(tmp_path / "tensorboard" / "train"), size_guidance={"tensors": 0}).Reload()
+    left, right, count = make_ndarray(found.Tensors("huge")[0].tensor_proto).T
+    assert count.sum() == 250_000
+    np.testing.assert_allclose(count, count.mean(), rtol=1e-3)
+    assert (left[0], right[-1]) == (0, 1_999_992)
