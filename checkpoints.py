@@ -20,6 +20,7 @@ import os
 import platform
 import re
 import shutil
+import sys
 import zipfile
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -424,10 +425,16 @@ def log_files(folder: Path) -> list[Path]:
 
 
 def cut_logs(folder: Path, sizes: dict[str, int]) -> None:
-    """Takes the logs back to the sizes that they had at a checkpoint, so that no step is in them twice."""
+    """Takes the logs back to the sizes that they had at a checkpoint, so that no step is in them twice.
+
+    One that is shorter, or gone, is left as it is, with a warning: its curves have a gap then, but the state is whole.
+    """
     for path in log_files(folder):
-        size = sizes.get(str(path.relative_to(folder)))
-        if size is None:
+        if str(path.relative_to(folder)) not in sizes:
             path.unlink()
-        else:
+    for name, size in sizes.items():
+        path = folder / name
+        if path.exists() and path.stat().st_size >= size:
             os.truncate(path, size)
+        else:
+            print(f"warning: {path} has lost points since the checkpoint was saved", file=sys.stderr)

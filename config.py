@@ -39,8 +39,8 @@ class TrainConfig:
     """Pictures a step (1 or more)."""
     num_epochs: int = setting(50, 1)
     """Passes over the training pictures at most (1 or more); a plateau ends the run sooner."""
-    lr: float = setting(0.01, 0)
-    """The learning rate at the start (0 or more). Each plateau cuts it to a fifth; the fourth cut ends the run."""
+    lr: float = setting(0.01, 0, 1e6)
+    """The learning rate at the start (0 to 1e6). Each plateau cuts it to a fifth; the fourth cut ends the run."""
     momentum: float = setting(0.9, 0, 1)
     """Nesterov momentum (0 to 1)."""
     reg: float = setting(5e-4, 0)

@@ -20,7 +20,7 @@ def model_names(root: Path = ROOT) -> list[str]:
 
 def _defines_model(path: Path) -> bool:
     try:
-        tree = ast.parse(path.read_bytes())
+        tree = ast.parse(path.read_text(encoding="utf-8"))
     except (SyntaxError, ValueError):  # half an edit: not a model yet
         return False
     return any(

@@ -116,7 +116,7 @@ def results_table(folder: Path = RESULTS) -> str:
 def update_readme(readme: Path = README) -> None:
     """Puts the table between its two marks in the README."""
     text = readme.read_text(encoding="utf-8")
-    if BEGIN not in text or END not in text:
+    if not 0 <= text.find(BEGIN) < text.find(END):
         raise UserError(f"{readme} lacks the marks {BEGIN.strip()!r} and {END!r} between which the table goes")
     before, after = text.partition(BEGIN)[0], text.partition(END)[2]
     readme.write_text(before + BEGIN + results_table() + END + after, encoding="utf-8")

@@ -286,8 +286,8 @@ def find_progress(
             f"{checkpoint} is the end of a run whose last interval was shorter than eval_interval, which a longer run "
             f"would not have had; go on from an earlier one by --resume-from, or with the same --num-epochs"
         )
+    checkpoints.drop_after(checkpoint)  # first: after a kill in between, this checkpoint is the one whose logs are cut
     checkpoints.cut_logs(folder, log_sizes)
-    checkpoints.drop_after(checkpoint)
     return progress
 
 

@@ -75,9 +75,9 @@ def test_a_growing_loss_ends_the_run_and_the_last_good_state_is_kept(config):
 
 
 def test_a_loss_that_is_no_number_is_one_line_of_the_command(config):
-    settings = ("--lr", "1e30", "--checkpoint-interval", "1")
+    settings = ("--lr", "1e6", "--reg", "1e6", "--checkpoint-interval", "1")
     result = run_script("train.py", *flags(config), *settings, cwd=config.data_dir)
-    assert_one_line_error(result, "the loss is", "at step 2", "step_00000001 is kept", "--lr (now 1e+30)")
+    assert_one_line_error(result, "the loss is", "at step", "step_00000001 is kept", "--lr (now 1e+06)")
     assert not (config.run_dir / "best.keras").exists()
 
 
@@ -99,7 +99,6 @@ def test_histograms_of_what_is_no_number_do_not_hide_the_reason(config):
         train(replace(config, histogram_interval=1, **OVERFLOW))
 
 
-@pytest.mark.xfail(strict=True, reason="TensorBoard takes no rate beyond float32")
 def test_the_largest_rate_that_is_accepted_ends_in_one_line(config):
     with pytest.raises(UserError, match="lr"):
         train(replace(config, lr=sys.float_info.max, summary_interval=1))
@@ -203,7 +202,6 @@ def test_a_folder_that_may_not_be_written_is_one_line(config):
     assert not list(runs.iterdir())
 
 
-@pytest.mark.xfail(strict=True, reason="logs are cut before the later states are dropped")
 def test_a_run_that_may_not_be_written_any_more_is_one_line_and_kept(finished, config):
     folder = Path(shutil.copytree(finished, config.run_dir))
     before = file_times(folder)
@@ -254,7 +252,6 @@ def test_a_copied_run_goes_on_and_the_original_is_left_alone(finished):
     assert (states(finished)[-1], states(copy)[-1]) == ("step_00000020", "step_00000030")
 
 
-@pytest.mark.xfail(strict=True, reason="logs are cut before the later states are dropped")
 def test_going_back_can_be_stopped_at_any_moment(finished, config, monkeypatch):
     """Both the later states and the ends of the logs go; here the process ends between the two."""
     folder = Path(shutil.copytree(finished, config.run_dir))

@@ -220,7 +220,6 @@ def test_any_other_file_is_no_model(tmp_path, text):
     assert model_names(tmp_path) == ["good"]
 
 
-@pytest.mark.xfail(strict=True, reason="ast.parse reads comments that Python refuses to import")
 def test_bytes_that_are_no_text_are_no_model(tmp_path):
     (tmp_path / "mine.py").write_bytes(b"# \xff\xfe\n" + GOOD.format(name="mine", annotation="keras.Model").encode())
     assert model_names(tmp_path) == []

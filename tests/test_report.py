@@ -148,7 +148,6 @@ def test_a_missing_mark_is_named_and_nothing_written(tmp_path, text):
     assert readme.read_text() == text
 
 
-@pytest.mark.xfail(strict=True, reason="only their presence is checked")
 def test_marks_in_the_wrong_order_are_refused(tmp_path):
     readme = tmp_path / "README.md"
     text = f"{report.END}\nbetween\n{report.BEGIN}"

@@ -109,7 +109,7 @@ def test_a_value_out_of_range_is_named(values):
 def test_wrong_settings_are_answered_in_one_line(sample_dir, tmp_path):
     base = ("train.py", "--data-dir", sample_dir, "--model-name", "logistic_regression")
     answers = {
-        ("--lr", "-1"): ("lr", "0 or more"),
+        ("--lr", "-1"): ("lr", "0 to 1000000.0"),
         ("--model-name", "vgg_61"): ("vgg_61", "logistic_regression", "single_layer_nn", "vgg_16", "-> keras.Model"),
         ("--batch-size", "201"): ("batch_size", "200 training pictures"),
         ("--num-epochs", "1"): ("eval_interval", "only 3 steps"),
