@@ -4,7 +4,7 @@
 or a text file is added, removed or changed, they are packed anew.
 """
 
-from startup import UserError, command
+from startup import UserError, command, command_line
 
 import hashlib
 import json
@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import tyro
 
 from config import DEFAULT_DATA_DIR, PICTURE_SIZE
 from download import download_dataset
@@ -213,5 +212,5 @@ class Arguments:
 @command
 def main() -> None:
     """Runs the command."""
-    arguments = tyro.cli(Arguments)
+    arguments = command_line(Arguments)
     print(describe(open_dataset(**vars(arguments))))

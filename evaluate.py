@@ -1,6 +1,6 @@
 """Top-1 and top-5 accuracy of runs' best models, by the centre crop and by 10 crops, over every validation picture."""
 
-from startup import UserError, command, keras
+from startup import UserError, command, command_line, keras
 
 import json
 from dataclasses import asdict, dataclass
@@ -115,7 +115,7 @@ class Arguments:
 @command
 def main() -> None:
     """Runs the command."""
-    arguments = tyro.cli(Arguments)
+    arguments = command_line(Arguments)
     if not arguments.runs:
         raise UserError("which run? For example: python evaluate.py runs/vgg_16/default")
     rows = [evaluate(folder, arguments.data_dir) for folder in arguments.runs]

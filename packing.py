@@ -24,7 +24,8 @@ from files import is_utf8, progress, shown
 from layout import is_picture
 
 INDEX_VERSION = 1  # of what `packed/` holds; another number is packed anew
-LISTED = 10  # bad pictures that an error names; the rest are counted
+LISTED = 10  # bad pictures that one line names; of more, all are in the file BAD_LIST beside the dataset
+BAD_LIST = "bad_pictures.txt"
 PARTIAL = ".partial"  # ends the names of files that are being written
 PACK_BATCH = 512  # pictures that are decoded between two writes: 6 MB
 
@@ -159,11 +160,16 @@ def pack_split(root: Path, name: str, filenames: list[str], labels: list[int], d
 
 
 def bad_pictures(root: Path, bad: Sequence[str]) -> str:
-    """One line on all bad pictures: a count, the first ten and why, and how many more."""
-    reasons = [f"{shown(name)} ({_why_bad(root / name)})" for name in bad[:LISTED]]
-    more = f" and {len(bad) - LISTED} more" if len(bad) > LISTED else ""
+    """One line on the bad pictures and what is wrong with each; of many, on ten, with the file that lists all."""
+    reasons = [f"{shown(name)} ({_why_bad(root / name)})" for name in bad]
+    more = ""
+    if len(bad) > LISTED:
+        partial = root / f"{BAD_LIST}{PARTIAL}"
+        partial.write_text("".join(f"{reason}\n" for reason in reasons), encoding="utf-8")
+        partial.replace(root / BAD_LIST)
+        more = f" and {len(bad) - LISTED} more, all listed in {shown(root / BAD_LIST)}"
     plural = "pictures" if len(bad) > 1 else "picture"
-    return f"{len(bad)} bad {plural} in {shown(root)}: {', '.join(reasons)}{more}"
+    return f"{len(bad)} bad {plural} in {shown(root)}: {', '.join(reasons[:LISTED])}{more}"
 
 
 def commit(packed: Path, index: dict) -> None:

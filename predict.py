@@ -4,7 +4,7 @@ A photo becomes what the model was trained on: turned upright as its EXIF data s
 64x64 pixels, of which the model sees the middle.
 """
 
-from startup import UserError, command, keras
+from startup import UserError, command, command_line, keras
 
 import sys
 import warnings
@@ -170,7 +170,7 @@ def predict(
 @command
 def main() -> int:
     """Runs the command; returns 1 where a picture could not be read."""
-    arguments = tyro.cli(Arguments)
+    arguments = command_line(Arguments)
     _check(arguments)
     run = load_run(arguments.run or newest_run())
     print(f"{run.folder}: {run.config.model_name}, {len(run.class_names)} classes")

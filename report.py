@@ -5,7 +5,7 @@ metrics.jsonl, the curves as a picture, and result.json: accuracy, on which pict
 which command.
 """
 
-from startup import ROOT, UserError, command
+from startup import ROOT, UserError, command, command_line
 
 import json
 import shlex
@@ -137,7 +137,7 @@ class Arguments:
 @command
 def main() -> None:
     """Runs the command."""
-    arguments = tyro.cli(Arguments)
+    arguments = command_line(Arguments)
     names = [arguments.name or run.resolve().parent.name for run in arguments.runs]
     if len(set(names)) < len(names):
         raise UserError(

@@ -4,13 +4,14 @@ Hue, brightness, size, place and angle are random and say nothing about the clas
 Every picture is a pure function of (seed, split, class, number): a larger set contains the smaller one.
 """
 
-from startup import UserError, command
+from startup import UserError, command, command_line
 
 import colorsys
 import hashlib
 import json
 import shutil
 from dataclasses import dataclass
+from functools import partial, wraps
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
@@ -286,7 +287,12 @@ def draw_sample_set(
 @command
 def main() -> None:
     """Draws the set that the command line asks for."""
-    tyro.cli(draw_sample_set)
+
+    @wraps(draw_sample_set)
+    def asked(*arguments, **options):
+        return partial(draw_sample_set, *arguments, **options)
+
+    command_line(asked)()  # drawn when the command line has been read, whose errors are held back
 
 
 if __name__ == "__main__":

@@ -15,9 +15,10 @@ if not OLDEST_PYTHON <= sys.version_info[:2] <= NEWEST_PYTHON:  # before anythin
 import functools
 import importlib
 import importlib.util
+import io
 import os
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 
 PACKAGES = {"tensorflow", "keras", "numpy", "PIL", "tyro", "pooch", "tqdm", "tensorboard", "matplotlib"}
@@ -67,6 +68,26 @@ def command(main: Callable[[], int | None]) -> Callable[[], None]:
             sys.exit("error: the memory is not enough; lower --batch-size")
 
     return run
+
+
+def command_line(arguments: type, **options):
+    """The command line as `tyro.cli` reads it; the box with which it answers a wrong one becomes a UserError's line."""
+    tyro = importlib.import_module("tyro")
+    answer = io.StringIO()
+    try:
+        with redirect_stderr(answer):
+            return tyro.cli(arguments, **options)
+    except SystemExit as end:
+        if not end.code:  # --help
+            raise
+        raise UserError(_unboxed(answer.getvalue()) or f"wrong arguments ({end.code})") from None
+
+
+def _unboxed(box: str) -> str:
+    """The text of a box: its rows joined, the parts between its rules parted by ';', without its title."""
+    rows = [row[1:-1].strip() for row in box.splitlines() if row[:1] in ("│", "|")]
+    parts = " ".join("\n" if set(row) <= set("─-") else row for row in rows).split("\n")
+    return "; ".join(part.strip().rstrip(".;") for part in parts if part.strip())
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 The run's folder, `runs/<model_name>/<config_name>/`, then holds the best model, the curves and the resumable state.
 """
 
-from startup import UserError, command, keras, require_gpu
+from startup import UserError, command, command_line, keras, require_gpu
 
 import math
 import signal
@@ -413,13 +413,13 @@ class Arguments:
 
 def parse(argv: list[str] | None = None) -> Arguments:
     """The command line: first which recipe or which run, then what changes of its settings."""
-    arguments = tyro.cli(Arguments, args=argv, description=help_text())
+    arguments = command_line(Arguments, args=argv, description=help_text())
     base = RECIPES[arguments.recipe]
     if (arguments.resume or arguments.resume_from) and arguments.recipe == "default":
         asked = arguments.config
         base, _ = checkpoints.read_config(asked.run_dir)  # of a folder that may have been copied or renamed since
         base = replace(base, model_name=asked.model_name, config_name=asked.config_name, runs_dir=asked.runs_dir)
-    return tyro.cli(Arguments, args=argv, default=Arguments(config=base))
+    return command_line(Arguments, args=argv, default=Arguments(config=base))
 
 
 def help_text() -> str:

@@ -270,7 +270,12 @@ def test_all_bad_pictures_are_listed_together(folder):
     write(folder / "val/images/val_3.JPEG", b"")
     text = message(open_dataset, folder)
     assert text.startswith("13 bad pictures ") and "bad_09.JPEG" in text and "bad_10.JPEG" not in text
-    assert "and 3 more" in text
+    assert f"and 3 more, all listed in {folder / 'bad_pictures.txt'}" in text
+    listed = (folder / "bad_pictures.txt").read_text().splitlines()
+    assert listed == [
+        *(f"train/n02/images/bad_{i:02}.JPEG (empty)" for i in range(12)),
+        "val/images/val_3.JPEG (empty)",
+    ]
 
 
 def test_skipping_bad_pictures(folder, capsys):
