@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := --recipe demo --config-name demo
 
-.PHONY: demo test test-resume train notebooks venv clean
+.PHONY: demo test test-resume bench train notebooks venv clean
 
 demo: .venv/installed
 	$(BIN)/python sample_data.py sample-data
@@ -25,6 +25,9 @@ test: .venv/installed-test
 test-resume: .venv/installed-test
 	PYTHONPATH=.:tests $(BIN)/python tests/kill_at_random.py
 
+bench: .venv/installed-bench
+	$(BIN)/python -m benchmarks.bench
+
 train: .venv/installed
 	$(BIN)/python train.py
 
@@ -42,6 +45,10 @@ venv: .venv/installed
 
 .venv/installed-test: requirements-test.txt .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
+	touch $@
+
+.venv/installed-bench: requirements-bench.txt .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-bench.txt
 	touch $@
 
 .venv/installed-notebooks: requirements-notebooks.txt .venv/installed

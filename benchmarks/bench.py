@@ -1,0 +1,370 @@
+"""What this repository gains over what one would use instead: side by side, in one run, as ratios.
+
+    make bench        # needs Tiny ImageNet; under 20 minutes on two cores
+
+Each contender is a process of its own (worker.py); their rounds are taken in turn. Prints a table, and writes
+results/benchmarks.json and results/benchmarks.png. Under KERAS_BACKEND=jax, and on a machine with a GPU, the same
+command adds the rows of that backend and that machine.
+"""
+
+from startup import ROOT, UserError, command, command_line, keras
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib import metadata
+from itertools import pairwise
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from benchmarks.worker import MARK
+from checkpoints import hardware, versions
+from config import DEFAULT_DATA_DIR
+from dataset import open_dataset
+
+RESULTS = ROOT / "results" / "benchmarks.json"
+CHART = RESULTS.with_suffix(".png")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Contenders whose rounds are taken in turn: label -> MODULE.CONTENDER of this folder, and what a round gives."""
+
+    contenders: dict[str, str]
+    unit: str
+    rounds: int = 3
+    fresh: bool = False
+    """Whether each round has a new process."""
+
+
+GROUPS = {
+    "batches": Group(
+        {
+            "ours": "pipelines.ours",
+            "ours, crop and flip": "pipelines.ours_crop_and_flip",
+            "tf.data, picture by picture (2017's way)": "pipelines.per_picture",
+            "Keras directory, cache, random layers": "pipelines.keras_layers",
+            "PyTorch DataLoader, 2 workers, Pillow": "torch_peers.loader",
+        },
+        "pictures/s",
+        rounds=5,
+    ),
+    "first start": Group(
+        {
+            "ours": "pipelines.our_first_start",
+            "each JPEG decoded once": "pipelines.decode_all",
+            "Keras directory, cache(file)": "pipelines.keras_first_start",
+        },
+        "s",
+    ),
+    "second start": Group(
+        {"ours": "pipelines.our_second_start", "Keras directory, cache(file)": "pipelines.keras_second_start"},
+        "s",
+        rounds=2,
+        fresh=True,
+    ),
+    "VGG-16 training": Group(
+        {
+            "ours: train.py --recipe vgg_16_fast": "wholes.vgg_16_fast",
+            "its bare step": "steps.ours_fast",
+            "ours, 2017's settings": "steps.ours_default",
+            "Keras port, float32, 64": "steps.keras_port",
+            "PyTorch float32, 64": "torch_peers.float32_64",
+            "PyTorch float32, 256": "torch_peers.float32_256",
+            "PyTorch bfloat16, 64": "torch_peers.bfloat16_64",
+            "PyTorch bfloat16, 256": "torch_peers.bfloat16_256",
+        },
+        "pictures/s",
+    ),
+    "evaluation of 200 pictures": Group(
+        {
+            "ours": "looking.ten_crops_in_batches",
+            "ours, trained with precision auto": "looking.ten_crops_in_batches_auto",
+            "a picture a call (2017's way)": "looking.ten_crops_one_by_one",
+        },
+        "s",
+        rounds=2,
+    ),
+    "evaluation of 200 pictures, width 1/8": Group(
+        {
+            "ours": "looking.ten_crops_in_batches_narrow",
+            "a picture a call (2017's way)": "looking.ten_crops_one_by_one_narrow",
+        },
+        "s",
+    ),
+    "64 kernel pictures of conv2_2": Group(
+        {
+            "ours": "looking.kernels_at_once",
+            "a gradient each (2017's way)": "looking.kernels_one_by_one",
+            "the same, its 64 functions built beforehand": "looking.kernels_one_by_one_built",
+        },
+        "s",
+    ),
+    "memory of its own, single_layer_nn": Group({"ours": "wholes.single_layer_memory"}, "GB", rounds=1),
+    "the machine": Group({"memory copy": "ceilings.memory_copy"}, "bytes/s"),
+    "the machine's arithmetic": Group(
+        {"float32 product": "ceilings.product_float32", "bfloat16 product": "ceilings.product_bfloat16"}, "FLOP/s"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A line of the table: how many times better the first is than the best of the others, or its own figure."""
+
+    what: str
+    group: str
+    ours: str
+    peers: tuple[str, ...]
+    """Empty: the figure of `ours` itself counts."""
+    goal: float
+    at_most: bool = False
+
+
+def _claims() -> list[Claim]:
+    keras_cache = ("Keras directory, cache(file)",)
+    batches = [label for label in GROUPS["batches"].contenders if not label.startswith("ours")]
+    torch = tuple(label for label in GROUPS["VGG-16 training"].contenders if label.startswith("PyTorch"))
+    train = "ours: train.py --recipe vgg_16_fast"
+    one_by_one, auto = ("a picture a call (2017's way)",), "ours, trained with precision auto"
+    return [
+        Claim("batches against the best peer", "batches", "ours", tuple(batches), 6),
+        Claim("batches, pictures/s", "batches", "ours", (), 30_000),
+        Claim("batches, crop and flip alone, pictures/s", "batches", "ours, crop and flip", (), 60_000),
+        Claim("first start against decoding once", "first start", "ours", ("each JPEG decoded once",), 1 / 1.2),
+        Claim("first start against Keras's cache", "first start", "ours", keras_cache, 1),
+        Claim("second start, s", "second start", "ours", (), 1, at_most=True),
+        Claim("second start against Keras's cache", "second start", "ours", keras_cache, 1),
+        Claim("train.py against its bare step", "VGG-16 training", train, ("its bare step",), 0.97),
+        Claim("VGG-16, fast recipe, against a Keras port", "VGG-16 training", train, ("Keras port, float32, 64",), 1.8),
+        Claim("VGG-16, fast recipe, against the best PyTorch", "VGG-16 training", train, torch, 1.1),
+        Claim("evaluation, centre and 10 crops, float32", "evaluation of 200 pictures", "ours", one_by_one, 4),
+        Claim("the same, precision auto", "evaluation of 200 pictures", auto, one_by_one, 4),
+        Claim("the same, width 1/8, float32", "evaluation of 200 pictures, width 1/8", "ours", one_by_one, 4),
+        Claim("64 kernel pictures", "64 kernel pictures of conv2_2", "ours", ("a gradient each (2017's way)",), 10),
+        Claim("memory of its own, GB", "memory of its own, single_layer_nn", "ours", (), 2, at_most=True),
+    ]
+
+
+# Measuring
+
+
+class Worker:
+    """A contender's process."""
+
+    def __init__(self, contender: str, data_dir: Path) -> None:
+        module, name = contender.split(".")
+        command = [sys.executable, "-m", "benchmarks.worker", module, name, str(data_dir)]
+        self._name = contender
+        self._process = subprocess.Popen(
+            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        self._answer()
+
+    def _answer(self):
+        for line in self._process.stdout:
+            if line.startswith(MARK):
+                return json.loads(line.removeprefix(MARK))
+        reason = (self._process.stderr.read().strip().splitlines() or ["it ended"])[-1]
+        raise UserError(f"the benchmark {self._name} failed: {reason}")
+
+    def timed_round(self) -> float:
+        """Runs one round and returns what it gives."""
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._process.kill()
+        self._process.wait()
+
+
+def measure(group: Group, data_dir: Path) -> dict[str, list[float]]:
+    """The results of each contender, a number a round; the rounds are taken in turn."""
+    found = {label: [] for label in group.contenders}
+    with ExitStack() as stack:
+        workers = {}
+        for _ in range(group.rounds):
+            for label, contender in group.contenders.items():
+                if label not in workers:
+                    workers[label] = Worker(contender, data_dir)
+                    stack.callback(workers[label].close)
+                found[label].append(workers[label].timed_round())
+                if group.fresh:
+                    workers.pop(label).close()
+    return found
+
+
+# Judging
+
+
+def median_ratio(claim: Claim, found: dict[str, list[float]], less_is_better: bool) -> tuple[float, str]:
+    """The median, over the rounds, of ours against the peer that is best by its own median; and that peer."""
+    ours, medians = found[claim.ours], {label: statistics.median(numbers) for label, numbers in found.items()}
+    if not claim.peers:
+        return medians[claim.ours], ""
+    best = (min if less_is_better else max)(claim.peers, key=medians.get)
+    ratios = [a / b for a, b in zip(ours, found[best], strict=True)]
+    return statistics.median([1 / ratio for ratio in ratios] if less_is_better else ratios), best
+
+
+def judge(results: dict[str, dict]) -> list[dict]:
+    """The table's lines: what was claimed, of what was measured."""
+    rows = []
+    for claim in _claims():
+        if claim.group not in results:
+            continue
+        group = results[claim.group]
+        value, peer = median_ratio(claim, group["rounds"], group["unit"] == "s")
+        reached = value <= claim.goal if claim.at_most else value >= claim.goal
+        rows.append(
+            {"what": claim.what, "value": value, "goal": claim.goal, "at_most": claim.at_most, "reached": reached}
+            | ({"peer": peer} if peer else {})
+        )
+    return rows
+
+
+def table(rows: list[dict]) -> str:
+    """The rows for people."""
+    lines = [f"{'':<48}{'measured':>10}{'goal':>12}"]
+    for row in rows:
+        ratio = "peer" in row
+        number = (
+            f"{row['value']:.2f} x"
+            if ratio
+            else f"{row['value']:,.3g}"
+            if row["value"] < 100
+            else f"{row['value']:,.0f}"
+        )
+        goal = f"{'<=' if row['at_most'] else '>='} {row['goal']:,.3g}" if row["goal"] < 100 else f">= {row['goal']:,}"
+        against = f"  ({row['peer']})" if ratio else ""
+        lines.append(f"{row['what']:<48}{number:>10}{goal:>12}{'' if row['reached'] else '  MISSED'}{against}")
+    return "\n".join(lines)
+
+
+def shares(results: dict[str, dict]) -> dict[str, float]:
+    """How near the limits of the machine: shares of the memory's and of the arithmetic's measured ceilings."""
+    medians = {
+        group: {label: statistics.median(numbers) for label, numbers in result["rounds"].items()}
+        for group, result in results.items()
+    }
+    found = {}
+    if {"batches", "the machine"} <= results.keys():
+        copied = medians["the machine"]["memory copy"]
+        for label in ("ours", "ours, crop and flip"):
+            found[f"batches, {label}: of memory copy"] = medians["batches"][label] * PICTURE_BYTES[label] / copied
+    if {"VGG-16 training", "the machine's arithmetic"} <= results.keys():
+        steps, products = medians["VGG-16 training"], medians["the machine's arithmetic"]
+        for label, product in (("its bare step", "bfloat16 product"), ("ours, 2017's settings", "float32 product")):
+            found[f"VGG-16 step, {label}: of the {product}"] = steps[label] * VGG_16_FLOP / products[product]
+    return found
+
+
+CROP, PICTURE = 56 * 56 * 3, 64 * 64 * 3
+PICTURE_BYTES = {  # that must be read or written for one picture: gathered, cropped and flipped, its colours changed
+    "ours": 2 * PICTURE + 2 * CROP + 2 * CROP,
+    "ours, crop and flip": 2 * PICTURE + 2 * CROP,
+}
+_SIDES, _CHANNELS = (56, 56, 28, 28, 14, 14, 14, 7, 7, 7), (3, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512)
+_DENSE = (7 * 7 * 512, 4096, 2048, 200)
+VGG_16_FLOP = (
+    3
+    * 2
+    * (  # forward, and twice as much backward; a multiplication with its addition is two
+        sum(side**2 * 9 * a * b for side, (a, b) in zip(_SIDES, pairwise(_CHANNELS), strict=True))
+        + sum(a * b for a, b in pairwise(_DENSE))
+    )
+)
+
+
+def draw(results: dict[str, dict]) -> None:
+    """A bar chart of each comparison."""
+    groups = [name for name, result in results.items() if len(result["rounds"]) > 1 and "machine" not in name]
+    figure = Figure(figsize=(9, 0.9 + sum(0.34 * len(results[name]["rounds"]) + 0.75 for name in groups)), dpi=110)
+    figure.set_layout_engine("constrained")
+    heights = [len(results[name]["rounds"]) + 1 for name in groups]
+    for axes, name in zip(
+        figure.subplots(len(groups), 1, height_ratios=heights, squeeze=False).flat, groups, strict=True
+    ):
+        found = results[name]["rounds"]
+        medians = [statistics.median(numbers) for numbers in found.values()]
+        colours = ["#0072b2" if "ours" in label or label == "its bare step" else "#999999" for label in found]
+        bars = axes.barh(list(found), medians, color=colours)
+        axes.bar_label(bars, [f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in medians], padding=4)
+        better = "shorter is better" if results[name]["unit"] == "s" else "longer is better"
+        axes.set_title(f"{name}, {results[name]['unit']} ({better})", loc="left", fontsize=10)
+        axes.invert_yaxis()
+        axes.margins(x=0.12)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(left=False)
+    figure.savefig(CHART)
+
+
+# The command
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Measures this repository against what one would use instead."""
+
+    data_dir: Path = Path(DEFAULT_DATA_DIR)
+    """The dataset's folder; the figures that are reported are for Tiny ImageNet."""
+    only: tuple[str, ...] = ()
+    """Some of the groups only, by name; nothing is written then."""
+
+
+def machine() -> str:
+    """The backend and the machine: results of others are kept beside these."""
+    return f"{keras.backend.backend()}, {hardware()}"
+
+
+def write(results: dict[str, dict], rows: list[dict], seconds: float) -> None:
+    """Adds this machine's results to the file, in the place of its earlier ones."""
+    everything = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    everything[machine()] = {
+        "command": f"{'KERAS_BACKEND=jax ' if keras.backend.backend() == 'jax' else ''}make bench",
+        "seconds": round(seconds),
+        "date": time.strftime("%Y-%m-%d"),
+        "versions": versions() | {"torch": metadata.version("torch"), "pillow": metadata.version("pillow")},
+        "table": rows,
+        "shares_of_the_ceilings": shares(results),
+        "measured": results,
+    }
+    RESULTS.write_text(json.dumps(everything, indent=1) + "\n")
+    draw(results)
+
+
+@command
+def main() -> None:
+    """Runs the command."""
+    arguments = command_line(Arguments)
+    if unknown := set(arguments.only) - set(GROUPS):
+        raise UserError(f"--only {', '.join(sorted(unknown))}: there is no such group; there are: {'; '.join(GROUPS)}")
+    open_dataset(arguments.data_dir)
+    start, results = time.monotonic(), {}
+    print(f"{machine()}; load {os.getloadavg()[0]:.1f}: nothing else should run meanwhile")
+    for name in arguments.only or GROUPS:
+        found = measure(GROUPS[name], arguments.data_dir.resolve())
+        results[name] = {"unit": GROUPS[name].unit, "rounds": found}
+        for label, numbers in found.items():
+            print(
+                f"{name}: {label}: {', '.join(f'{number:,.4g}' for number in numbers)} {GROUPS[name].unit}", flush=True
+            )
+    rows = judge(results)
+    print("\n" + table(rows))
+    for label, share in shares(results).items():
+        print(f"{label}: {share:.0%}")
+    if not arguments.only:
+        write(results, rows, time.monotonic() - start)
+        print(f"written: {RESULTS}, {CHART} (after {time.monotonic() - start:.0f} s)")
+
+
+if __name__ == "__main__":
+    main()
