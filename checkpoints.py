@@ -6,7 +6,7 @@
         metrics.jsonl        one line a point of the curves
         tensorboard/         the same and more for TensorBoard: train/ and validation/
         best.keras           the model with the best validation accuracy
-        checkpoints/step_00002000/    the resumable state: arrays.npz, progress.json
+        checkpoints/step_00002000/    the resumable state: arrays.npz, progress.json, and best.keras as it was then
 
 Whatever is written is first written whole under another name, forced to the disk, then renamed: a crash, or a full
 disk, leaves what was there before.
@@ -14,6 +14,7 @@ disk, leaves what was there before.
 
 from startup import ROOT, UserError, gpu_names, keras
 
+import ast
 import importlib.metadata
 import json
 import os
@@ -24,7 +25,7 @@ import sys
 import zipfile
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ import config as config_module
 import models
 from config import TrainConfig
 from dataset import Dataset
-from files import locked
+from files import advice_on, locked, shown
 
 CHANGEABLE = {
     "config_name",  # the folder may have been renamed
@@ -50,6 +51,14 @@ CHANGEABLE = {
     "keep_checkpoints",
 }
 """The settings that a resumed run may change: none of them touches the mathematics of a step."""
+
+SAVED = "saved"  # the empty file in checkpoints/ that tells a run whose states were removed from one that had none yet
+
+MATHEMATICS = ("train", "models", "input_pipe", "losses", "metrics")
+"""The files that, with the model's own, decide what a step computes."""
+
+NUMERICS = ("TF_ENABLE_ONEDNN_OPTS", "ONEDNN_MAX_CPU_ISA", "TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS", "XLA_FLAGS")
+"""The variables of the environment by which a sum may be added up in another order."""
 
 
 # Writing so that nothing is lost
@@ -72,7 +81,10 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     except OSError as error:
         _remove(temporary)
         kept = "what was saved before is kept" if path.parent.exists() else f"{path.parent} is gone"
-        raise UserError(f"cannot write {path} ({error.strerror or error}); {kept}") from None
+        raise UserError(f"cannot write {path} ({error.strerror or error}); {kept}; {advice_on(error)}") from None
+    except BaseException:
+        _remove(temporary)
+        raise
 
 
 def _force_to_disk(path: Path) -> None:
@@ -98,7 +110,7 @@ def _discard(checkpoint: Path) -> None:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error})") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} does not hold a JSON object; it was not written by train.py")
@@ -136,12 +148,13 @@ def describe_run(config: TrainConfig, data: Dataset) -> dict[str, Any]:
         "backend": keras.backend.backend(),
         "versions": versions(),
         "hardware": hardware(),
+        "numerics": {name: os.environ[name] for name in NUMERICS if name in os.environ},
     }
 
 
 def versions() -> dict[str, str]:
     """Of what computes a step: other versions may round differently."""
-    packages = ("keras", "tensorflow", "numpy", *(["jax"] if keras.backend.backend() == "jax" else []))
+    packages = ("keras", "tensorflow", "numpy", *(["jax", "jaxlib"] if keras.backend.backend() == "jax" else []))
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
 
 
@@ -164,6 +177,8 @@ def create_run(config: TrainConfig, data: Dataset) -> Path:
     if (folder / "config.json").exists():
         raise UserError(f"{folder} exists; go on with it by --resume, or give this run another --config-name")
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    if checkpoints(folder) or (folder / "best.keras").exists():
+        raise UserError(f"{folder} holds a run that has lost its config.json; give this run another --config-name")
     (folder / "source").mkdir(exist_ok=True)
     for path in ROOT.glob("*.py"):
         shutil.copy2(path, folder / "source")
@@ -172,8 +187,12 @@ def create_run(config: TrainConfig, data: Dataset) -> Path:
 
 
 def write_description(config: TrainConfig, data: Dataset) -> None:
-    """Writes config.json."""
-    text = json.dumps(describe_run(config, data), indent=2, ensure_ascii=False)
+    """Writes config.json; of a run that goes on elsewhere, with both machines."""
+    description, path = describe_run(config, data), config.run_dir / "config.json"
+    before = _read_json(path).get("hardware") if path.exists() else None
+    if isinstance(before, str) and not before.endswith(description["hardware"]):
+        description["hardware"] = f"{before}; then {description['hardware']}"
+    text = json.dumps(description, indent=2, ensure_ascii=False)
     write_atomically(config.run_dir / "config.json", lambda path: path.write_text(text + "\n", encoding="utf-8"))
 
 
@@ -190,14 +209,16 @@ def read_config(folder: Path) -> tuple[TrainConfig, dict[str, Any]]:
     for key, kind in (("config", dict), ("class_ids", list), ("class_names", list), ("data", dict)):
         if not isinstance(description.get(key), kind):
             raise UserError(f"{path} lacks {key!r}; it was not written by train.py")
+    for key in ("class_ids", "class_names"):
+        description[key] = [shown(str(name)) for name in description[key]]
     return config_module.from_dict(description["config"], str(path)), description
 
 
 def reopen_run(config: TrainConfig, data: Dataset) -> Path:
-    """Checks that the run of `config` may go on with these settings, data, versions and model file.
+    """Checks that the run of `config` may go on with these settings, data, versions and sources.
 
     Raises:
-        UserError: something that the result depends on differs from the run's own.
+        UserError: something that the result depends on differs from the run's own, or is gone.
     """
     folder = config.run_dir
     before, description = read_config(folder)
@@ -212,14 +233,57 @@ def reopen_run(config: TrainConfig, data: Dataset) -> Path:
         for name, version in versions().items():
             if before_packages.get(name, version) != version:
                 refused.append(f"{name} was {before_packages[name]}, now {version}")
-    source = folder / "source" / f"{config.model_name}.py"
-    if source.exists() and source.read_bytes() != (ROOT / source.name).read_bytes():
-        refused.append(f"{source.name} is not what it was; the run's own copy is {source}")
+    refused += _changed_sources(config, folder)
     if refused:
         raise UserError(f"{folder} cannot be resumed so: {'; '.join(refused)}; start it anew by another --config-name")
+    _check_left_whole(folder)
+    _warn_of_another_machine(folder, description)
     for unfinished in folder.rglob(".writing-*"):
         _remove(unfinished)
     return folder
+
+
+def _changed_sources(config: TrainConfig, folder: Path) -> list[str]:
+    """What differs, but for comments and layout, between the run's copies of the sources and those of today."""
+    changed = []
+    for name in (*MATHEMATICS, config.model_name):
+        copy = folder / "source" / f"{name}.py"
+        if not copy.exists():
+            changed.append(f"{copy} is missing")
+        elif _syntax(copy) != _syntax(ROOT / copy.name):
+            changed.append(f"{copy.name} is not what it was; the run's own copy is {copy}")
+    return changed
+
+
+def _syntax(path: Path) -> str:
+    try:
+        return ast.dump(ast.parse(path.read_text(encoding="utf-8")))
+    except (SyntaxError, ValueError):
+        return ""
+
+
+def _check_left_whole(folder: Path) -> None:
+    """Raises UserError if the folder has lost its states, or holds a link, by which other files would be written."""
+    if (folder / "checkpoints" / SAVED).exists() and not checkpoints(folder):
+        raise UserError(f"the states in {folder / 'checkpoints'} are gone; start it anew by another --config-name")
+    if not (folder / "checkpoints").is_dir():
+        raise UserError(f"{folder / 'checkpoints'} is gone; start it anew by another --config-name")
+    links = [path for path in folder.rglob("*") if path.is_symlink()]
+    if links:
+        raise UserError(f"{links[0]} is a link, which no run makes; put the file itself there, or remove it")
+
+
+def _warn_of_another_machine(folder: Path, description: dict[str, Any]) -> None:
+    """Says so if sums may be added up in another order from here on."""
+    here = {"hardware": hardware(), "numerics": {name: os.environ[name] for name in NUMERICS if name in os.environ}}
+    for key, now in here.items():
+        before = description.get(key, now)
+        if before != now and not (isinstance(before, str) and before.endswith(f"; then {now}")):
+            print(
+                f"warning: {folder} began on {before or 'no settings'}, and goes on with {now or 'no settings'}: it "
+                f"will not be the same bit for bit",
+                file=sys.stderr,
+            )
 
 
 # The best model
@@ -254,24 +318,38 @@ def load_run(folder: str | Path) -> Run:
     path = folder / "best.keras"
     if not path.exists():
         raise UserError(f"{path} is not there: the run has not been evaluated yet; go on with train.py --resume")
+    if not zipfile.is_zipfile(path):
+        raise UserError(f"{path} is damaged or no .keras file; train it again")
     try:
         model = keras.saving.load_model(path, compile=False)
+        pictures, logits = tuple(model.input_shape), tuple(model.output_shape)
     except Exception as error:  # Keras raises many kinds for a broken file
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"{path} cannot be loaded ({reason}); train it again") from None
-    size, num_classes = model.input_shape[1], model.output_shape[-1]
-    for name, ours in (("class_ids", num_classes), ("class_names", num_classes)):
-        if len(description[name]) != ours:
-            raise UserError(f"{path} has {ours} classes, but config.json {len(description[name])} {name}")
-    if size != config.crop_size:
-        raise UserError(f"{path} takes pictures of {size} pixels, but config.json says crop_size {config.crop_size}")
+    counts = {len(description["class_ids"]), len(description["class_names"])}
+    if pictures[:1] + pictures[3:] != (None, 3) or len(logits) != 2:
+        raise UserError(
+            f"{path} makes {logits} of {pictures}, but pictures (None, S, S, 3) must become logits (None, C)"
+        )
+    if counts != {logits[1]}:
+        raise UserError(
+            f"{path} has {logits[1]} classes, but config.json names {' or '.join(map(str, sorted(counts)))}"
+        )
+    if set(pictures[1:3]) - {config.crop_size, None}:
+        raise UserError(f"{path} takes pictures of {pictures[1]} pixels, but config.json says {config.crop_size}")
     return Run(folder, config, tuple(description["class_ids"]), tuple(description["class_names"]), model)
 
 
 def read_seconds(folder: Path) -> float:
-    """The running time of a run's training so far, in seconds, over all resumes."""
-    checkpoint = find_checkpoint(folder, None)
-    return float(_read_json(checkpoint / "progress.json").get("seconds", 0.0)) if checkpoint else 0.0
+    """The running time of a run's training so far, in seconds, over all resumes: by its newest point of the curves."""
+    path = folder / "metrics.jsonl"
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return float(json.loads(lines[-1])["seconds"]) if lines else 0.0
+    except FileNotFoundError:
+        return 0.0
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error!r}); put the run's own file there") from None
 
 
 # The resumable state
@@ -329,10 +407,13 @@ class StateSaver:
             for file in log_files(self._folder):
                 _force_to_disk(file)  # the sizes in `progress` must hold after a loss of power, too
             temporary.mkdir()
+            with suppress(OSError):  # there is none yet, or the disk has no hard links
+                (temporary / "best.keras").hardlink_to(self._folder / "best.keras")  # costs nothing
             np.savez(temporary / "arrays.npz", **arrays)
             (temporary / "progress.json").write_text(json.dumps(progress))
 
         write_atomically(path, write)
+        (path.parent / SAVED).touch()
         for old in checkpoints(self._folder)[: -self._keep]:
             _discard(old)
 
@@ -349,7 +430,9 @@ class StateSaver:
 
 def checkpoints(folder: Path) -> list[Path]:
     """The run's checkpoints, oldest first."""
-    return sorted((folder / "checkpoints").glob("step_*"))
+    parent = folder / "checkpoints"
+    found = parent.iterdir() if parent.exists() else []  # an unreadable folder is an error, not an empty one
+    return sorted(path for path in found if re.fullmatch(r"step_\d{8,}", path.name))
 
 
 def find_checkpoint(folder: Path, name: str | None) -> Path | None:
@@ -373,6 +456,13 @@ def drop_after(checkpoint: Path) -> None:
             _discard(other)
 
 
+def restore_best(checkpoint: Path) -> None:
+    """Makes best.keras what it was at a checkpoint: a later one is not the best of the run as it goes on."""
+    then, now = checkpoint / "best.keras", checkpoint.parent.parent / "best.keras"
+    if then.exists() and not (now.exists() and then.samefile(now)):
+        write_atomically(now, lambda path: shutil.copyfile(then, path))
+
+
 def _advice_instead_of(path: Path) -> str:
     others = [other.name for other in checkpoints(path.parent.parent) if other.name < path.name]
     return f"try --resume-from {others[-1]}" if others else "there is none before it; start the run anew"
@@ -388,9 +478,10 @@ def read_state(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         with np.load(path / "arrays.npz", allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}  # the zip's checksums are verified here
         return arrays, _read_json(path / "progress.json")
-    # a damaged zip may also claim to be encrypted (RuntimeError) or of a later version (NotImplementedError, one too)
-    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, UserError) as error:
-        raise UserError(f"{path} is damaged ({error}); {_advice_instead_of(path)}") from None
+    except Exception as error:  # what a damaged zip, header or text leads to has many kinds
+        raise UserError(
+            f"{path} is damaged ({str(error) or type(error).__name__}); {_advice_instead_of(path)}"
+        ) from None
 
 
 def restore_variables(model: keras.Model, arrays: dict[str, np.ndarray], path: Path) -> None:
@@ -421,7 +512,7 @@ def _lasting(name: str) -> str:
 
 def log_files(folder: Path) -> list[Path]:
     """metrics.jsonl and TensorBoard's files."""
-    return [path for path in (folder / "metrics.jsonl", *folder.glob("tensorboard/*/*")) if path.exists()]
+    return [path for path in (folder / "metrics.jsonl", *folder.glob("tensorboard/*/*")) if path.is_file()]
 
 
 def cut_logs(folder: Path, sizes: dict[str, int]) -> None:
@@ -429,12 +520,12 @@ def cut_logs(folder: Path, sizes: dict[str, int]) -> None:
 
     One that is shorter, or gone, is left as it is, with a warning: its curves have a gap then, but the state is whole.
     """
-    for path in log_files(folder):
-        if str(path.relative_to(folder)) not in sizes:
-            path.unlink()
+    logs = {str(path.relative_to(folder)): path for path in log_files(folder)}
+    for name in logs.keys() - sizes.keys():
+        logs[name].unlink()
     for name, size in sizes.items():
-        path = folder / name
-        if path.exists() and path.stat().st_size >= size:
+        path = logs.get(name)  # of the run's own logs alone, whatever the checkpoint names
+        if path and path.stat().st_size >= size:
             os.truncate(path, size)
         else:
-            print(f"warning: {path} has lost points since the checkpoint was saved", file=sys.stderr)
+            print(f"warning: {shown(folder / name)} has lost points since the checkpoint was saved", file=sys.stderr)

@@ -29,7 +29,7 @@ from layout import (
     val_pictures,
     warn,
 )
-from packing import INDEX_VERSION, bad_pictures, commit, folder_stamp, pack_split, remove_partial
+from packing import INDEX_VERSION, bad_pictures, commit, file_stamp, folder_stamp, pack_split, remove_partial
 
 __all__ = ["Dataset", "Split", "build_label_dicts", "describe", "load_filenames_labels", "open_dataset"]
 
@@ -107,7 +107,9 @@ def _check_bad_pictures(root: Path, bad: Sequence[str], index: dict, skip_bad_im
 # Opening
 
 
-def _open_split(root: Path, name: str, part: dict) -> Split:
+def _open_split(root: Path, name: str, part: dict, num_classes: int) -> Split:
+    if part["stamp"] != file_stamp(root / "packed" / f"{name}.npy"):
+        raise ValueError(f"{name}.npy was changed after it was packed")
     images = np.lib.format.open_memmap(root / "packed" / f"{name}.npy", mode="c")
     labels = np.array(part["labels"], np.int32)
     if (
@@ -116,6 +118,8 @@ def _open_split(root: Path, name: str, part: dict) -> Split:
         or not images.flags.c_contiguous
     ):
         raise ValueError(f"{name}.npy does not belong to its index")
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise ValueError(f"labels of {name} are out of range")
     return Split(images, labels, tuple(part["filenames"]), part["num_grey"])
 
 
@@ -127,10 +131,14 @@ def _open_packed(root: Path, stamp: str, skip_bad_images: bool) -> Dataset | Non
             return None
         if index["has_skipped"] and not skip_bad_images:
             return None  # packing anew says which are bad; some may have been mended
-        splits = [_open_split(root, name, index[name]) for name in ("train", "val")]
+        splits = [_open_split(root, name, index[name], len(index["class_ids"])) for name in ("train", "val")]
         ids, names, notes = (tuple(index[key]) for key in ("class_ids", "class_names", "notes"))
         return Dataset(root, ids, names, index["fingerprint"], *splits, notes)
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError:  # no permission: packing anew would not mend it
+        raise
+    except Exception:  # damaged, in one of many ways: it is packed anew
         return None
 
 

@@ -56,7 +56,7 @@ def _fetch(url: str, md5: str, folder: Path) -> Path:
         fetcher = pooch.HTTPDownloader(progressbar=True)
         return Path(pooch.retrieve(url, f"md5:{md5}", "dataset.zip", folder, downloader=fetcher))
     except requests.exceptions.RequestException as error:
-        what = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        what = f"{type(error).__name__}: {_innermost(error)}"
         raise UserError(
             f"{url} cannot be downloaded ({what}); check the network and the address, or unpack the zip file by hand"
         ) from error
@@ -65,6 +65,15 @@ def _fetch(url: str, md5: str, folder: Path) -> Path:
             f"{url} is not the expected file (md5 is not {md5}): cut off or another version; try again, or another "
             "address"
         ) from error
+
+
+def _innermost(error: BaseException) -> str:
+    """What lies at the bottom of an error of the network, in one line: the others only say that there is one."""
+    while inner := error.__cause__ or error.__context__ or getattr(error, "reason", None):
+        if not isinstance(inner, BaseException):
+            break
+        error = inner
+    return " ".join(str(error).split())[:200]
 
 
 def _check_members(archive: zipfile.ZipFile, name: str) -> None:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from checkpoints import Run, load_run, read_seconds
 from dataset import Dataset, Split, open_dataset
-from input_pipe import as_tensor, eval_preprocessing, ten_crops
+from input_pipe import CENTER, as_tensor, ten_crops
 from metrics import top_k_accuracy
 
 BATCH_SIZE = 100  # pictures; ten times as many crops
@@ -44,27 +44,27 @@ def scores(model: keras.Model, split: Split, crop_size: int) -> Scores:
     pictures, hits = as_tensor(split.images), []
     for start in tqdm(range(0, len(split.labels), BATCH_SIZE), desc="evaluating", leave=False, disable=None):
         batch, labels = pictures[start : start + BATCH_SIZE], split.labels[start : start + BATCH_SIZE]
-        center = log_probabilities(model, eval_preprocessing(batch, crop_size)[np.newaxis])
-        crops = log_probabilities(model, ten_crops(batch, crop_size))
-        hits.append([top_k_accuracy(labels, logits, k) for logits in (center, crops) for k in (1, 5)])  # 4 of (B,)
+        crops = log_probabilities(model, ten_crops(batch, crop_size))  # (10, B, C)
+        both = crops[CENTER], crops.sum(axis=0)
+        hits.append([top_k_accuracy(labels, log_p, k) for log_p in both for k in (1, 5)])  # 4 of (B,)
     totals = sum(ops.convert_to_numpy(ops.stack(four)).astype(int).sum(axis=1) for four in hits)
     return Scores(*(int(total) / len(split.labels) for total in totals))
 
 
 def log_probabilities(model: keras.Model, crops) -> np.ndarray:
-    """Log-probabilities of the classes, summed over the crops of a picture.
+    """Log-probabilities of the classes.
 
     Args:
         model: from (B, S, S, 3) uint8 to logits (B, C).
         crops: (K, B, S, S, 3) uint8.
 
     Returns:
-        (B, C) float32.
+        (K, B, C) float32.
     """
     count, batch_size, *shape = crops.shape
     logits = model.predict_on_batch(np.reshape(crops, (count * batch_size, *shape)))
     log_p = ops.convert_to_numpy(ops.log_softmax(ops.cast(logits, "float32")))
-    return log_p.reshape(count, batch_size, -1).sum(axis=0)
+    return log_p.reshape(count, batch_size, -1)
 
 
 def check_same_classes(run: Run, data: Dataset) -> None:

@@ -22,6 +22,14 @@ def is_utf8(name: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
+def advice_on(error: OSError) -> str:
+    """What to do about an error of the operating system."""
+    full = {errno.ENOSPC: "free some space on this disk", errno.EDQUOT: "free some space in your quota"}
+    closed = dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "make this place writable, or choose another")
+    others = full | closed | {errno.EFBIG: "allow larger files (ulimit -f unlimited)"}
+    return f"{others.get(error.errno, 'check this file or folder')}, then try again"
+
+
 @contextmanager
 def os_errors_named(root: Path):
     """Turns the operating system's errors into one line that names the file and what to do."""

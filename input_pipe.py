@@ -21,6 +21,8 @@ __all__ = ["build_label_dicts", "eval_batches", "load_filenames_labels", "open_d
 
 EVAL_BATCH_SIZE = 250  # pictures a step; evaluation's result does not depend on it
 FOREVER = np.iinfo(np.int64).max
+as_it_is = tf.autograph.experimental.do_not_convert  # nothing here branches on a tensor: AutoGraph's 0.2 s are spared
+CENTER = 4  # of `ten_crops`
 TO_UINT8 = 255.5  # 0..1 to 0..255 as tf.image does it: times 255.5, cut off
 
 
@@ -40,18 +42,21 @@ def train_batches(split: Split, config: TrainConfig, start_step: int = 0) -> tf.
     """
     pictures, labels = as_tensor(split.images), tf.constant(split.labels)
 
+    @as_it_is
     def batch(step, indices):
         return train_preprocessing(tf.gather(pictures, indices), config, step), tf.gather(labels, indices)
 
     steps = tf.data.Dataset.range(start_step, FOREVER)
     indices = shuffled_indices(len(split.labels), config.batch_size, config.seed, start_step)
-    return tf.data.Dataset.zip(steps, indices).map(batch, tf.data.AUTOTUNE, deterministic=True).prefetch(8)
+    batches = tf.data.Dataset.zip(steps, indices).map(batch, tf.data.AUTOTUNE, deterministic=True).prefetch(8)
+    return as_written(batches)
 
 
 def shuffled_indices(num_pictures: int, batch_size: int, seed: int, start_step: int) -> tf.data.Dataset:
     """Batches (B,) int64 of picture numbers: one shuffle after another, joined; a batch may span two of them."""
     first_epoch, done = divmod(start_step * batch_size, num_pictures)
 
+    @as_it_is
     def shuffle(epoch):
         order = tf.random.experimental.stateless_shuffle(tf.range(num_pictures, dtype=tf.int64), seed=[seed, epoch])
         first = tf.where(epoch == first_epoch, done, 0)
@@ -74,11 +79,19 @@ def eval_batches(split: Split, crop_size: int, batch_size: int = EVAL_BATCH_SIZE
     """
     pictures, labels = as_tensor(split.images), tf.constant(split.labels)
 
+    @as_it_is
     def batch(indices):
         return eval_preprocessing(tf.gather(pictures, indices), crop_size), tf.gather(labels, indices)
 
     indices = tf.data.Dataset.range(len(split.labels)).batch(batch_size)
-    return indices.map(batch, tf.data.AUTOTUNE, deterministic=True).prefetch(2)
+    return as_written(indices.map(batch, tf.data.AUTOTUNE, deterministic=True).prefetch(2))
+
+
+def as_written(batches: tf.data.Dataset) -> tf.data.Dataset:
+    """The dataset without TensorFlow's rewriting of it, which gains nothing here and reads every picture: 0.7 s."""
+    options = tf.data.Options()
+    options.experimental_optimization.apply_default_optimizations = False
+    return batches.with_options(options)
 
 
 def as_tensor(images: np.ndarray) -> tf.Tensor:

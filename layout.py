@@ -132,7 +132,7 @@ def _pictures(root: Path, folder: str) -> list[str]:
             return sorted(
                 f"{folder}/{entry.name}"
                 for entry in entries
-                if is_picture(entry.name) and (entry.is_file() or entry.is_symlink())
+                if is_picture(entry.name) and (entry.is_symlink() or entry.is_file())
             )
     except (FileNotFoundError, NotADirectoryError):
         return []

@@ -4,10 +4,11 @@ There is no list to keep: a new file is a new model. Only the one that is asked 
 somebody else's run folder can choose among the project's own files and nothing else.
 """
 
-from startup import ROOT, UserError, keras
+from startup import ROOT, UserError, bfloat16_unit, keras
 
 import ast
 import importlib
+from dataclasses import replace
 from pathlib import Path
 
 from config import TrainConfig
@@ -61,3 +62,19 @@ def build_model(config: TrainConfig, num_classes: int) -> keras.Model:
     keras.utils.set_random_seed(config.seed)
     keras.config.set_dtype_policy(config.precision)
     return make(config, num_classes)
+
+
+def with_precision(config: TrainConfig, num_classes: int) -> TrainConfig:
+    """The settings with a number format in the place of "auto"; what was picked, and why, is printed."""
+    if config.precision != "auto":
+        return config
+    unit = bfloat16_unit()
+    # the layers tell, not the name: a new model needs no entry in a list
+    layers = build_model(replace(config, precision="float32"), num_classes).layers if unit else []
+    if any(isinstance(layer, keras.layers.Conv2D) for layer in layers):
+        picked, why = "mixed_bfloat16", f"{config.model_name} has convolutions, and {unit} multiplies it"
+    else:
+        picked = "float32"
+        why = f"{config.model_name} has no convolutions" if unit else "nothing here is faster in bfloat16"
+    print(f"precision auto: {picked} ({why})")
+    return replace(config, precision=picked)

@@ -23,7 +23,7 @@ from config import PICTURE_SIZE
 from files import is_utf8, progress, shown
 from layout import is_picture
 
-INDEX_VERSION = 1  # of what `packed/` holds; another number is packed anew
+INDEX_VERSION = 2  # of what `packed/` holds; another number is packed anew
 LISTED = 10  # bad pictures that one line names; of more, all are in the file BAD_LIST beside the dataset
 BAD_LIST = "bad_pictures.txt"
 PARTIAL = ".partial"  # ends the names of files that are being written
@@ -44,6 +44,12 @@ def folder_stamp(root: Path) -> str:
         with suppress(FileNotFoundError, NotADirectoryError):  # the check before packing says so
             _stamp_pictures(digest, root / split, depth=2)
     return digest.hexdigest()
+
+
+def file_stamp(path: Path) -> list[int]:
+    """Size and modification time of a packed file, by which another one in its place is told."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
 
 
 def _stamp_pictures(digest, folder: Path, depth: int) -> None:
@@ -156,6 +162,7 @@ def pack_split(root: Path, name: str, filenames: list[str], labels: list[int], d
     digest.update(np.array(kept_labels, "<i4").tobytes())
     bad = sorted(set(range(len(filenames))) - set(kept))
     part = {"filenames": [filenames[i] for i in kept], "labels": kept_labels, "num_grey": num_grey}
+    part["stamp"] = file_stamp(target)
     return part, [filenames[i] for i in bad]
 
 

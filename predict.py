@@ -9,6 +9,7 @@ from startup import UserError, command, command_line, keras
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -79,8 +80,11 @@ def read_picture(path: str | Path) -> np.ndarray:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits a pixel, which convert() would cut off at 255
-        image = Image.fromarray((np.clip(np.asarray(image), 0, 65535) // 256).astype("uint8"))
+    if image.mode.startswith(("I", "F")):  # 16 or 32 bits a pixel, which convert() would cut off at 255
+        levels = np.nan_to_num(np.asarray(image, "float64"))
+        scales = [1.0] * (image.mode == "F") + [255, 65535, levels.max()]  # which one is meant, the levels must tell
+        white = next(scale for scale in scales if levels.max() <= scale)
+        image = Image.fromarray(np.rint(255 * (levels / max(white, 1)).clip(0, 1)).astype("uint8"))
     if not image.has_transparency_data:
         return image.convert("RGB")
     image = image.convert("RGBA")
@@ -215,6 +219,8 @@ def _paths(pictures: Iterable[str]) -> Iterator[str]:
     """The arguments, with the lines of standard input in the place of `-`."""
     for picture in pictures:
         if picture == "-":
+            with suppress(AttributeError):  # of a test's own stream
+                sys.stdin.reconfigure(errors="surrogateescape")  # a name may have any bytes
             yield from (line.rstrip("\r\n") for line in sys.stdin if line.strip())
         else:
             yield picture

@@ -8,6 +8,7 @@ which command.
 from startup import ROOT, UserError, command, command_line
 
 import json
+import re
 import shlex
 import shutil
 from dataclasses import dataclass
@@ -18,8 +19,8 @@ import tyro
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from checkpoints import read_config
-from config import RECIPES, TrainConfig, differences
+from checkpoints import read_config, write_atomically
+from config import NAME, RECIPES, TrainConfig, differences
 from evaluate import evaluate
 
 RESULTS = ROOT / "results"
@@ -44,15 +45,36 @@ def file_result(run: Path, name: str, data_dir: str | None = None) -> Path:
     del row["run"]
     evidence = {name: description[name] for name in ("hardware", "backend", "versions") if name in description}
     evidence = {"command": train_command(config), "n": 1} | evidence
+    points = read_points(run / "metrics.jsonl")
+    for place in PLACES:
+        del description["config"][place]
     folder = RESULTS / name
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.copy(run / "metrics.jsonl", folder)
-    for name in PLACES:
-        del description["config"][name]
-    (folder / "config.json").write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    (folder / "result.json").write_text(json.dumps(row | evidence, indent=2) + "\n")
-    draw_curves(folder)
+    curves = draw_curves(points, name)
+    files = {
+        "metrics.jsonl": lambda path: shutil.copyfile(run / "metrics.jsonl", path),
+        "config.json": lambda path: path.write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n"),
+        "curves.png": curves.savefig,
+        "result.json": lambda path: path.write_text(json.dumps(row | evidence, indent=2) + "\n"),  # last: it counts
+    }
+    for file, write in files.items():
+        write_atomically(folder / file, write)
     return folder
+
+
+def read_points(path: Path) -> list[dict]:
+    """The points of a run's curves.
+
+    Raises:
+        UserError: the file is not there, or was not written by train.py.
+    """
+    try:
+        points = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        for point in points:
+            _ = point["split"], point["step"] + point["data_loss"] + point["top_1"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is missing or damaged ({error!r}); put the run's own file there") from None
+    return points
 
 
 def train_command(config: TrainConfig) -> str:
@@ -72,9 +94,8 @@ def _changes(config: TrainConfig, recipe: str) -> dict:
     return {name: ours for name, (ours, _) in differences(config, RECIPES[recipe]).items() if name not in PLACES}
 
 
-def draw_curves(folder: Path) -> None:
-    """Draws metrics.jsonl as curves.png: loss and top-1 accuracy by step, training and validation."""
-    points = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+def draw_curves(points: list[dict], title: str) -> Figure:
+    """The points of metrics.jsonl as curves: loss and top-1 accuracy by step, training and validation."""
     figure = Figure(figsize=(9, 3.6), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
@@ -87,13 +108,20 @@ def draw_curves(folder: Path) -> None:
         axes.set(title=title, xlabel="step")
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
-    figure.suptitle(folder.name)
-    figure.savefig(folder / "curves.png")
+    figure.suptitle(title)
+    return figure
+
+
+def _read_result(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); file the run again") from None
 
 
 def results_table(folder: Path = RESULTS) -> str:
     """The results as a Markdown table, from the least to the most accurate, each beside the command that made it."""
-    results = {path.parent.name: json.loads(path.read_text()) for path in folder.glob("*/result.json")}
+    results = {path.parent.name: _read_result(path) for path in folder.glob("*/result.json")}
     if not results:
         return ""
     lines = [
@@ -119,7 +147,8 @@ def update_readme(readme: Path = README) -> None:
     if not 0 <= text.find(BEGIN) < text.find(END):
         raise UserError(f"{readme} lacks the marks {BEGIN.strip()!r} and {END!r} between which the table goes")
     before, after = text.partition(BEGIN)[0], text.partition(END)[2]
-    readme.write_text(before + BEGIN + results_table() + END + after, encoding="utf-8")
+    new = before + BEGIN + results_table() + END + after
+    write_atomically(readme, lambda path: path.write_text(new, encoding="utf-8"))
 
 
 @dataclass(frozen=True)
@@ -139,6 +168,9 @@ def main() -> None:
     """Runs the command."""
     arguments = command_line(Arguments)
     names = [arguments.name or run.resolve().parent.name for run in arguments.runs]
+    for name in names:
+        if not re.fullmatch(NAME, name):
+            raise UserError(f"--name is {name!r}; use letters, digits, '_', '-' and '.' alone")
     if len(set(names)) < len(names):
         raise UserError(
             f"several runs would be filed under one name ({', '.join(names)}); file them one by one, --name"

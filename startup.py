@@ -17,6 +17,7 @@ import importlib
 import importlib.util
 import io
 import os
+import signal
 from collections.abc import Callable
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
@@ -46,11 +47,25 @@ def check_environment() -> None:
         sys.exit(f"error: KERAS_BACKEND is 'jax', which is not installed; run: {sys.executable} -m pip install jax")
 
 
+_interrupts: list[int] = []  # Ctrl-C since the command began
+
+
+def _interrupt(number: int, _frame) -> None:
+    _interrupts.append(number)
+    raise KeyboardInterrupt
+
+
+def interrupted() -> bool:
+    """Whether there was a Ctrl-C since the command began, even if a library has swallowed the exception."""
+    return bool(_interrupts)
+
+
 def command(main: Callable[[], int | None]) -> Callable[[], None]:
     """Decorates a script's main: a UserError ends it with one line on stderr and exit code 1, no traceback."""
 
     @functools.wraps(main)
     def run() -> None:
+        signal.signal(signal.SIGINT, _interrupt)
         try:
             sys.exit(main() or 0)
         except UserError as error:
@@ -60,8 +75,11 @@ def command(main: Callable[[], int | None]) -> Callable[[], None]:
         except BrokenPipeError:  # `... | head` closed our output: not an error worth a traceback
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
-        except OSError as error:  # a full disk, a folder without permission: the file's name says enough
-            sys.exit(f"error: {error.filename or 'cannot read or write'}: {error.strerror or error}")
+        except OSError as error:  # a full disk, a folder without permission
+            from files import advice_on
+
+            name = error.filename or "the output"
+            sys.exit(f"error: {name}: {error.strerror or error}; {advice_on(error)}")
         except Exception as error:
             if "RESOURCE_EXHAUSTED" not in str(error) and "ResourceExhausted" not in type(error).__name__:
                 raise  # a mistake of ours: the traceback is wanted
@@ -112,13 +130,39 @@ def quiet_stderr():
 def gpu_names() -> list[str]:
     """The GPUs that Keras's backend sees."""
     if os.environ["KERAS_BACKEND"] == "tensorflow":
-        config = _load_tensorflow().config
-        details = map(config.experimental.get_device_details, config.list_physical_devices("GPU"))
-        return [found.get("device_name", "GPU") for found in details]
+        return [details.get("device_name", "GPU") for details in _tensorflow_gpus()]
+    return [device.device_kind for device in _jax_gpus()]
+
+
+def gpu_capabilities() -> list[tuple[int, int]]:
+    """The compute capability, (8, 0) for example, of each GPU that Keras's backend sees; (0, 0) of one without."""
+    if os.environ["KERAS_BACKEND"] == "tensorflow":
+        return [tuple(details.get("compute_capability", (0, 0))) for details in _tensorflow_gpus()]
+    found = [str(getattr(device, "compute_capability", "0.0")) for device in _jax_gpus()]
+    return [tuple(int(part) for part in text.split(".")) for text in found]
+
+
+def _tensorflow_gpus() -> list[dict]:
+    config = _load_tensorflow().config
+    return [config.experimental.get_device_details(device) for device in config.list_physical_devices("GPU")]
+
+
+def _jax_gpus() -> list:
     try:
-        return [device.device_kind for device in importlib.import_module("jax").devices("gpu")]
+        return importlib.import_module("jax").devices("gpu")
     except RuntimeError:  # that is how JAX says that there is none
         return []
+
+
+def bfloat16_unit() -> str:
+    """What makes bfloat16 faster than float32 on the device that Keras's backend computes on; "" if nothing does."""
+    if capabilities := gpu_capabilities():
+        return "a GPU's tensor cores" if min(capabilities) >= (8, 0) else ""
+    if os.environ["KERAS_BACKEND"] != "tensorflow":
+        return ""  # XLA computes bfloat16 by way of float32 on processors
+    cpuinfo = Path("/proc/cpuinfo")
+    words = cpuinfo.read_text().split() if cpuinfo.exists() else []
+    return next((f"the processor's {unit}" for unit in ("amx_bf16", "avx512_bf16", "bf16") if unit in words), "")
 
 
 def require_gpu() -> None:
@@ -148,8 +192,15 @@ def __getattr__(name: str):
     if name not in ("tf", "keras"):
         raise AttributeError(f"module 'startup' has no attribute {name!r}")
     tensorflow = _load_tensorflow()  # Keras imports it too, under every backend
-    return tensorflow if name == "tf" else importlib.import_module("keras")
+    if name == "tf":
+        return tensorflow
+    keras = importlib.import_module("keras")
+    keras.config.set_floatx("float32")  # whatever ~/.keras/keras.json says
+    keras.config.set_image_data_format("channels_last")
+    return keras
 
 
 ROOT = Path(__file__).resolve().parent  # the folder of the project's own files
+if Path(sys.argv[0]).resolve().parent == ROOT and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the seconds of imports ends a script, no traceback
 check_environment()

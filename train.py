@@ -3,9 +3,10 @@
 The run's folder, `runs/<model_name>/<config_name>/`, then holds the best model, the curves and the resumable state.
 """
 
-from startup import UserError, command, command_line, keras, require_gpu
+from startup import UserError, command, command_line, interrupted, keras, require_gpu
 
 import math
+import shlex
 import signal
 import sys
 import time
@@ -24,7 +25,7 @@ from dataset import Dataset, open_dataset
 from input_pipe import eval_batches, train_batches
 from losses import loss_by_name
 from metrics import accuracy, top_5_accuracy
-from models import build_model, import_model
+from models import build_model, import_model, with_precision
 from summaries import HISTOGRAM_PICTURES, Distributions, Log, first_batch, l2_penalties
 
 __all__ = ["TrainConfig", "TrainControl", "main", "train"]
@@ -86,8 +87,25 @@ class Progress:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Progress":
-        """The inverse of `dataclasses.asdict`; other keys are left alone."""
-        return cls(TrainControl(**values["control"]), values["step"], values["best_val_acc"], values["seconds"])
+        """The inverse of `dataclasses.asdict`; other keys are left alone.
+
+        Raises:
+            KeyError, TypeError, ValueError, AttributeError: something is missing, or of the wrong type.
+        """
+        control = values["control"]
+        accuracies = [float(accuracy) for accuracy in control["val_accs"]]
+        progress = cls(
+            TrainControl(float(control["lr"]), accuracies, int(control["num_cuts"])),
+            int(values["step"]),
+            float(values["best_val_acc"]),
+            float(values["seconds"]),
+        )
+        ours = asdict(progress)
+        if (
+            ours != {name: values[name] for name in ours} or progress.step < 0
+        ):  # "62", 20.5: converted, but not the same
+            raise ValueError(f"step {values['step']!r}")
+        return progress
 
 
 class StopRequest:
@@ -97,6 +115,8 @@ class StopRequest:
         self.signal: int | None = None
 
     def __enter__(self) -> "StopRequest":
+        if interrupted():  # during the start, by a Ctrl-C whose exception some library has swallowed
+            raise KeyboardInterrupt
         self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
@@ -122,12 +142,13 @@ class Steps(keras.callbacks.Callback):
     ) -> None:
         super().__init__()
         self.config, self.log, self.states, self.progress, self.stop_request = config, log, states, progress, stop
-        self.running_means: list[np.ndarray] = []  # of a checkpoint, to begin from
+        self.running_means: list[np.ndarray] = []  # since the last point of the curves, at the last step
         self.bar: tqdm | None = None
         self.last_step = 0  # of this interval
-        self.last_point = {}  # of the training curves
+        self.last_point = {}  # of the training curves; before the first, the means so far
         self.distributions: Distributions | None = None
         self._session_start = time.perf_counter() - progress.seconds
+        self._window_steps, self._window_seconds = 0, 0.0  # since the last point of the curves, without evaluations
 
     def seconds(self) -> float:
         """Running time over all resumes."""
@@ -135,27 +156,49 @@ class Steps(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         """Restores the running means, which `fit` has just set back to zero."""
+        self.restore_means(self.model)
+        self._since = time.perf_counter()
+
+    def restore_means(self, model: keras.Model) -> None:
+        """Sets the metrics to what they were after the last training step."""
         if self.running_means:
-            for variable, value in zip(self.model.metrics_variables, self.running_means, strict=True):
+            for variable, value in zip(model.metrics_variables, self.running_means, strict=True):
                 variable.assign(value)
-            self.running_means = []
-        self._window = (self.progress.step, time.perf_counter())
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float]) -> None:
         """`logs`: means since the last point of the curves."""
         self.progress.step += 1
+        self._window_steps += 1
         step, at_end = self.progress.step, self.progress.step == self.last_step
         self.check_finite(logs["loss"])
         self.bar.set_postfix_str(f"loss {logs['data_loss']:.3f}, top-1 {logs['top_1']:.1%}", refresh=False)
         self.bar.update()
-        if step % self.config.summary_interval == 0 or at_end:
+        if step % self.config.summary_interval == 0:
             self.write_point(logs)
         if self.config.histogram_interval and step % self.config.histogram_interval == 0:
             self.log.histograms(step, self.distributions(self.model))
         if self.stop_request.signal:
             self.model.stop_training = True
-        elif step % self.config.checkpoint_interval == 0 and not at_end and not self.states.busy():
+        elif at_end:
+            self.end_interval(logs)
+        elif step % self.config.checkpoint_interval == 0 and not self.states.busy():
             self.save()  # not at the end, where the evaluation saves; not if the disk is slower than the steps
+
+    def end_interval(self, logs: dict[str, float]) -> None:
+        """Keeps the running means, which the evaluation and the next `fit` begin anew."""
+        self.running_means = [keras.ops.convert_to_numpy(value) for value in self.model.metrics_variables]
+        self._window_seconds += time.perf_counter() - self._since
+        self._since = time.perf_counter()
+        if not self.last_point:
+            self.last_point = self.figures(logs) | {"images_per_second": self.images_per_second()}
+
+    def images_per_second(self) -> float:
+        """Since the last point of the curves; evaluations do not count."""
+        return self._window_steps * self.config.batch_size / self._window_seconds
+
+    def figures(self, logs: dict[str, float]) -> dict[str, float]:
+        """What is shown of Keras's logs."""
+        return {name: logs[name] for name in ("data_loss", "top_1", "top_5")}
 
     def check_finite(self, loss: float) -> None:
         """Ends the run if the loss is no number any more."""
@@ -168,20 +211,22 @@ class Steps(keras.callbacks.Callback):
         saved = checkpoints.find_checkpoint(self.config.run_dir, None)
         state = f"the state of {saved.name} is kept" if saved else "nothing was saved yet"
         advice = f"another --config-name with a lower --lr (now {self.progress.control.lr:g})"
+        if self.config.reg > BASE.reg:
+            advice += f" or --reg (now {self.config.reg:g})"
         if self.config.precision == "mixed_float16":
             advice += " or --precision mixed_bfloat16"
         return UserError(f"{what} is {value} at step {self.progress.step:,}; {state}; try {advice}")
 
     def write_point(self, logs: dict[str, float]) -> None:
-        """Adds a point to the training curves and starts new means."""
-        step, now = self.progress.step, time.perf_counter()
-        since_step, since = self._window
-        values = {name: logs[name] for name in ("data_loss", "top_1", "top_5")}
-        values |= l2_penalties(self.model) | {"learning_rate": self.progress.control.lr}
-        speed = (step - since_step) * self.config.batch_size / (now - since)
-        self.log.curves("train", step, values, {"images_per_second": speed, "seconds": self.seconds()})
+        """Adds a point to the training curves, means over the last `summary_interval` steps, and starts new means."""
+        now = time.perf_counter()
+        self._window_seconds += now - self._since
+        values = self.figures(logs) | l2_penalties(self.model) | {"learning_rate": self.progress.control.lr}
+        speed = {"images_per_second": self.images_per_second()}
+        self.log.curves("train", self.progress.step, values, speed | {"seconds": self.seconds()})
         self.model.reset_metrics()
-        self.last_point, self._window = values | {"images_per_second": speed}, (step, now)
+        self.last_point = values | speed
+        self._window_steps, self._window_seconds, self._since = 0, 0.0, now
 
     def save(self) -> None:
         """Begins to save the resumable state."""
@@ -224,6 +269,7 @@ def train(config: TrainConfig, resume: bool = False, resume_from: str | None = N
         require_gpu()
     import_model(config.model_name)  # an unknown name is answered at once, not after an hour of download
     data = open_dataset(config.data_dir, skip_bad_images=config.skip_bad_images)
+    config = with_precision(config, len(data.class_ids))
     total_steps = count_steps(config, data)
     resuming = resume or resume_from is not None
     with checkpoints.opened_run(config, data, resuming) as folder, StopRequest() as stop:
@@ -250,6 +296,8 @@ def count_steps(config: TrainConfig, data: Dataset) -> int:
         UserError: the batch or the evaluation interval does not fit the data.
     """
     num_pictures = len(data.train.labels)
+    if len(data.class_ids) < 2:
+        raise UserError(f"{data.root} has one class alone, of which nothing can be learnt; give it two or more")
     if config.batch_size > num_pictures:
         raise UserError(f"batch_size is {config.batch_size}, but there are {num_pictures} training pictures; lower it")
     total_steps = config.num_epochs * num_pictures // config.batch_size
@@ -271,8 +319,11 @@ def find_progress(
         return Progress(TrainControl(config.lr))
     arrays, values = checkpoints.read_state(checkpoint)
     try:
-        progress, log_sizes = Progress.from_dict(values), dict(values["log_sizes"])
-    except (KeyError, TypeError, ValueError) as error:
+        progress = Progress.from_dict(values)
+        log_sizes = {str(name): int(size) for name, size in values["log_sizes"].items()}
+        if f"step_{progress.step:08d}" != checkpoint.name or min(log_sizes.values(), default=0) < 0:
+            raise ValueError(f"step {progress.step} in {checkpoint.name}")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{checkpoint / 'progress.json'} was not written by this version ({error!r})") from None
     evaluated = progress.step % config.eval_interval == 0 or progress.evaluated_early(config)
     if progress.step > total_steps or (progress.step == total_steps and not evaluated):
@@ -288,6 +339,9 @@ def find_progress(
         )
     checkpoints.drop_after(checkpoint)  # first: after a kill in between, this checkpoint is the one whose logs are cut
     checkpoints.cut_logs(folder, log_sizes)
+    if progress.best_val_acc < 0:
+        (folder / "best.keras").unlink(missing_ok=True)
+    checkpoints.restore_best(checkpoint)
     return progress
 
 
@@ -322,7 +376,7 @@ def evaluate_and_save(steps: Steps, model: keras.Model, data: Dataset) -> None:
     """Evaluates on every validation picture, logs, keeps the best model, sets the rate, and saves the state."""
     config, progress, log = steps.config, steps.progress, steps.log
     values = model.evaluate(eval_batches(data.val, config.crop_size), return_dict=True, verbose=0)
-    model.reset_metrics()  # the saved running means are those of the training that follows
+    steps.restore_means(model)  # which are saved
     if not math.isfinite(values["data_loss"]):
         raise steps.not_finite("the validation loss", values["data_loss"])
     values = {name: values[name] for name in ("data_loss", "top_1", "top_5")}
@@ -331,6 +385,7 @@ def evaluate_and_save(steps: Steps, model: keras.Model, data: Dataset) -> None:
         log.histograms(progress.step, steps.distributions(model))
     if values["top_1"] > progress.best_val_acc:
         progress.best_val_acc = values["top_1"]
+        steps.states.wait()  # a state that is being saved holds the best model before this one
         checkpoints.save_best(model, config.run_dir)
     warn_of_wrong_labels(steps, values["top_1"], data)
     progress.control.add_val_acc(values["top_1"])
@@ -364,8 +419,16 @@ def stop_if_asked(steps: Steps) -> None:
     steps.save()
     steps.states.wait()
     steps.bar.close()
-    print(f"stopped at step {steps.progress.step:,}, state saved; to go on, add --resume to the same command")
+    print(f"stopped at step {steps.progress.step:,}, state saved; to go on: {resume_command(steps.config)}")
     sys.exit(128 + steps.stop_request.signal)
+
+
+def resume_command(config: TrainConfig) -> str:
+    """The command that goes on with a run, from its newest state, with its own settings."""
+    words = [f"--model-name {config.model_name}", f"--config-name {config.config_name}"]
+    if config.runs_dir != BASE.runs_dir:
+        words.append(f"--runs-dir {shlex.quote(config.runs_dir)}")
+    return f"python train.py {' '.join(words)} --resume"
 
 
 # What is printed
@@ -414,10 +477,13 @@ class Arguments:
 def parse(argv: list[str] | None = None) -> Arguments:
     """The command line: first which recipe or which run, then what changes of its settings."""
     arguments = command_line(Arguments, args=argv, description=help_text())
+    if arguments.resume and arguments.resume_from:
+        raise UserError("--resume goes on from the newest state, --resume-from from the one it names; give one of them")
     base = RECIPES[arguments.recipe]
-    if (arguments.resume or arguments.resume_from) and arguments.recipe == "default":
-        asked = arguments.config
-        base, _ = checkpoints.read_config(asked.run_dir)  # of a folder that may have been copied or renamed since
+    if arguments.resume or arguments.resume_from:
+        # a recipe may name the model; else the run's own settings count, in a folder that may have been renamed since
+        asked = command_line(Arguments, args=argv, default=Arguments(config=base)).config
+        base, _ = checkpoints.read_config(asked.run_dir)
         base = replace(base, model_name=asked.model_name, config_name=asked.config_name, runs_dir=asked.runs_dir)
     return command_line(Arguments, args=argv, default=Arguments(config=base))
 

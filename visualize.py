@@ -463,12 +463,13 @@ def prediction_grid(predictions: Sequence[Prediction], method: str) -> Figure:
     """
     columns = 1 if len(predictions) < 4 else 2
     rows = -(-len(predictions) // columns)
-    width, row = 2 * SIDE + 2.8, SIDE + 0.4
+    bars = max(SIDE, 0.16 * max(len(prediction.names) for prediction in predictions))  # inches: many need more
+    width, row = 2 * SIDE + 2.8, bars + 0.4
     figure = Figure(figsize=(columns * width + 0.1, rows * row + 0.75), dpi=DPI)
     for number, prediction in enumerate(predictions):
         left, top = 0.15 + number % columns * width, 0.35 + number // columns * row
         _picture_panel(_panel(figure, left, top, SIDE, SIDE), prediction)
-        _bar_panel(_panel(figure, left + SIDE + 0.1, top, 2.4, SIDE), prediction)
+        _bar_panel(_panel(figure, left + SIDE + 0.1, top, 2.4, bars), prediction, bars)
         _map_panel(_panel(figure, left + SIDE + 2.6, top, SIDE, SIDE), prediction.saliency)
     known = any(prediction.true_name for prediction in predictions)
     _explain_maps(figure, rows * row + 0.2, method, "Orange bar: the true class. " if known else "")
@@ -499,13 +500,16 @@ def _picture_panel(axes, prediction: Prediction) -> None:
     axes.set_title(_shorten(prediction.title, 66 - len(truth)) + truth, loc="left", fontsize=9)
 
 
-def _bar_panel(axes, prediction: Prediction) -> None:
-    """Bars from 0 to 100 %, the class's name written over its bar, so that a long name needs no margin."""
+def _bar_panel(axes, prediction: Prediction, height: float) -> None:
+    """Bars from 0 to 100 %, the class's name written over its bar, so that a long name needs no margin.
+
+    `height`, in inches, gives the size of the letters.
+    """
     count = len(prediction.names)
     colours = [ORANGE if name == prediction.true_name else BLUE for name in prediction.names]
     axes.barh(range(count), [1] * count, height=0.82, color="#F2F2F2")
     axes.barh(range(count), prediction.probabilities, height=0.82, color=colours)
-    size = min(9, 60 / count)
+    size = min(9, 0.7 * 72 * height / max(count, 5))  # points
     for place, (name, probability) in enumerate(zip(prediction.names, prediction.probabilities, strict=True)):
         axes.text(0.02, place, _shorten(name, LONGEST_NAME), va="center", fontsize=size)
         axes.text(0.98, place, f"{100 * probability:.1f} %", va="center", ha="right", fontsize=size)

@@ -6,6 +6,7 @@ import errno
 import json
 import resource
 import shutil
+import zipfile
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -221,6 +222,15 @@ def test_a_flipped_bit_is_found(folder):
         checkpoints.read_state(path)
 
 
+def test_a_damaged_header_inside_a_state_is_named(folder):
+    path = folder / "checkpoints" / "step_00000003" / "arrays.npz"
+    np.savez(path, kernel=np.zeros(3))
+    with zipfile.ZipFile(path, "w") as file:  # whole as a zip; the array's own header lacks its end
+        file.writestr("kernel.npy", b"\x93NUMPY\x01\x00\x10\x00{'descr': '<f8'  \n")
+    with pytest.raises(UserError, match="is damaged"):
+        checkpoints.read_state(path.parent)
+
+
 @pytest.mark.parametrize("flags", [b"\x01\x00", b"\x20\x00"], ids=["encrypted", "patched"])
 def test_a_zip_that_claims_to_be_of_another_kind_is_named(folder, flags):
     path = folder / "checkpoints" / "step_00000003" / "arrays.npz"
@@ -280,6 +290,24 @@ def test_logs_are_cut_to_where_they_were(tmp_path):
     assert checkpoints.log_files(tmp_path) == []
 
 
+def test_no_file_but_the_runs_own_logs_is_cut(tmp_path, capsys):
+    run, mine = tmp_path / "run", tmp_path / "mine.txt"
+    (run / "tensorboard" / "train").mkdir(parents=True)
+    for path in (mine, run / "config.json"):
+        path.write_text("precious")
+    checkpoints.cut_logs(run, {str(mine): 3, "../mine.txt": 3, "config.json": 3})
+    assert mine.read_text() == (run / "config.json").read_text() == "precious"
+    assert capsys.readouterr().err.count("has lost points") == 3
+
+
+def test_a_run_with_a_link_in_it_is_not_gone_on_with(run, config, data, tmp_path):
+    mine = tmp_path / "mine.txt"
+    mine.write_text("precious")
+    (run / "metrics.jsonl").symlink_to(mine)
+    with pytest.raises(UserError, match="metrics.jsonl is a link, which no run makes"):
+        checkpoints.reopen_run(config, data)
+
+
 # A run's folder
 
 
@@ -304,6 +332,50 @@ def test_changed_versions_and_a_changed_model_file_are_refused(run, config, data
     monkeypatch.setattr(checkpoints, "versions", lambda: {"keras": "3.0.0"})
     with pytest.raises(UserError, match="keras was .*, now 3.0.0"):
         checkpoints.reopen_run(config, data)
+
+
+@pytest.mark.parametrize("name", ["train", "losses", "input_pipe", "logistic_regression"])
+def test_changed_sources_are_refused_but_not_for_a_comment(run, config, data, name):
+    path = run / "source" / f"{name}.py"
+    path.write_text(path.read_text() + "\n# a remark\n")
+    checkpoints.reopen_run(config, data)
+    path.write_text(path.read_text() + "\nsomething = 1\n")
+    with pytest.raises(UserError, match=f"{name}.py is not what it was; the run's own copy is"):
+        checkpoints.reopen_run(config, data)
+    path.unlink()
+    with pytest.raises(UserError, match=f"{name}.py is missing"):
+        checkpoints.reopen_run(config, data)
+
+
+def test_another_machine_is_said_and_both_are_kept(run, config, data, monkeypatch, capsys):
+    first = checkpoints.hardware()
+    monkeypatch.setattr(checkpoints, "hardware", lambda: "64 cores, another")
+    monkeypatch.setenv("OMP_NUM_THREADS", "64")
+    checkpoints.reopen_run(config, data)
+    errors = capsys.readouterr().err
+    assert f"began on {first}, and goes on with 64 cores, another" in errors
+    assert "{'OMP_NUM_THREADS': '64'}" in errors
+    checkpoints.write_description(config, data)
+    assert checkpoints.read_config(run)[1]["hardware"] == f"{first}; then 64 cores, another"
+    checkpoints.reopen_run(config, data)
+    assert "began on" not in capsys.readouterr().err
+
+
+def test_a_run_that_has_lost_its_states_is_not_begun_again(run, config, data):
+    save_state(tiny_model(), run, progress(1), keep=1)
+    shutil.rmtree(run / "checkpoints" / "step_00000001")
+    with pytest.raises(UserError, match="the states in .*checkpoints are gone; start it anew"):
+        checkpoints.reopen_run(config, data)
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(UserError, match="checkpoints is gone; start it anew"):
+        checkpoints.reopen_run(config, data)
+
+
+def test_a_run_that_has_lost_its_config_is_not_taken_for_a_new_one(run, config, data):
+    save_state(tiny_model(), run, progress(1), keep=1)
+    (run / "config.json").unlink()
+    with pytest.raises(UserError, match="has lost its config.json; give this run another --config-name"):
+        checkpoints.create_run(config, data)
 
 
 def test_what_does_not_touch_the_mathematics_may_change(run, config, data):
@@ -427,13 +499,29 @@ def test_a_truncated_best_model_is_named(run):
     checkpoints.save_best(image_model(10), run)
     path = run / "best.keras"
     path.write_bytes(half(path.read_bytes()))
-    with pytest.raises(UserError, match="best.keras cannot be loaded"):
+    with pytest.raises(UserError, match="best.keras is damaged or no .keras file; train it again"):
         checkpoints.load_run(run)
 
 
 def test_a_best_model_of_another_number_of_classes_is_named(run):
     checkpoints.save_best(image_model(7), run)
-    with pytest.raises(UserError, match="best.keras has 7 classes, but config.json 10 class_ids"):
+    with pytest.raises(UserError, match="best.keras has 7 classes, but config.json names 10$"):
+        checkpoints.load_run(run)
+
+
+@pytest.mark.parametrize("shape", [(56, 56, 1), (4,), ()], ids=str)
+def test_a_best_model_that_takes_no_pictures_is_named(run, shape):
+    inputs = keras.Input(shape)
+    x = keras.layers.Reshape((-1,))(inputs) if shape else keras.ops.expand_dims(inputs, -1)
+    checkpoints.save_best(keras.Model(inputs, keras.layers.Dense(10)(x)), run)
+    with pytest.raises(UserError, match=r"best.keras makes .* it must make logits \(None, C\) of pictures"):
+        checkpoints.load_run(run)
+
+
+def test_a_best_model_that_gives_maps_is_named(run):
+    pictures = keras.Input((56, 56, 3))
+    checkpoints.save_best(keras.Model(pictures, keras.layers.Conv2D(10, 1)(pictures)), run)
+    with pytest.raises(UserError, match="best.keras makes .* it must make logits"):
         checkpoints.load_run(run)
 
 

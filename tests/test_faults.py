@@ -99,9 +99,9 @@ def test_histograms_of_what_is_no_number_do_not_hide_the_reason(config):
         train(replace(config, histogram_interval=1, **OVERFLOW))
 
 
-def test_the_largest_rate_that_is_accepted_ends_in_one_line(config):
-    with pytest.raises(UserError, match="lr"):
-        train(replace(config, lr=sys.float_info.max, summary_interval=1))
+def test_the_largest_values_that_are_accepted_end_in_one_line(config):
+    with pytest.raises(UserError, match=r"(the loss|the weight \S+) is .*--lr \(now 1e\+06\) or --reg \(now 1e\+38\)"):
+        train(replace(config, lr=1e6, reg=1e38, summary_interval=1))
 
 
 def test_with_float16_the_other_format_is_advised_too(config):
@@ -282,8 +282,9 @@ def test_resuming_a_name_that_is_not_there_is_one_line(config):
 # Half precision
 
 
-def test_a_run_in_bfloat16_resumes_exactly(config):
-    config = replace(config, model_name="vgg_16", width=0.05, precision="mixed_bfloat16")
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+def test_a_run_in_half_precision_resumes_exactly(config, precision):
+    config = replace(config, model_name="vgg_16", width=0.05, precision=precision)
     folder = train(config)
     whole = (final_state(folder), control(folder), best_weights(folder))
     assert train(config, resume_from="step_00000010") == folder

@@ -1,8 +1,10 @@
 """What is wrong with the environment is said in one line, with the command that mends it."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from conftest import ROOT, assert_one_line_error, run_script
@@ -45,3 +47,27 @@ def test_a_gpu_that_is_asked_for_and_not_there(sample_dir, tmp_path, monkeypatch
         result = run_script("train.py", "--data-dir", sample_dir, "--require-gpu", cwd=tmp_path, backend=backend)
         assert_one_line_error(result, "finds none", f"pip install '{package}")
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_users_keras_settings_change_nothing(tmp_path):
+    (tmp_path / "keras.json").write_text('{"image_data_format": "channels_first", "floatx": "float16"}')
+    code = "from startup import keras; print(keras.config.image_data_format(), keras.config.floatx())"
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=os.environ | {"KERAS_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.stdout.split() == ["channels_last", "float32"], result.stderr
+
+
+@pytest.mark.parametrize("seconds", [0.3, 1.5, 3.0])
+def test_ctrl_c_at_the_start_ends_without_a_traceback(sample_dir, tmp_path, seconds):
+    command = [sys.executable, str(ROOT / "train.py"), "--data-dir", str(sample_dir), "--num-epochs", "1000"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode in (-signal.SIGINT, 128 + signal.SIGINT)
+    assert "Traceback" not in errors

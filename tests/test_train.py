@@ -2,16 +2,20 @@
 
 from startup import UserError
 
+import json
 import shutil
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 from conftest import ROOT, assert_one_line_error, run_script
 
+import checkpoints
+import models
 import train
 from config import RECIPES, TrainConfig
+from sample_data import draw_sample_set
 from train import TrainControl
 
 
@@ -122,6 +126,70 @@ def test_wrong_settings_are_answered_in_one_line(sample_dir, tmp_path):
 def test_an_unknown_flag_suggests_the_near_one():
     result = run_script("train.py", "--batchsize", "3", cwd=ROOT)
     assert_one_line_error(result, "--batchsize", "Perhaps you meant: --batch-size INT")
+
+
+def test_resume_and_resume_from_together_are_refused(tmp_path):
+    result = run_script("train.py", "--resume", "--resume-from", "step_00000001", cwd=tmp_path)
+    assert_one_line_error(result, "--resume-from", "give one of them")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"step": "10"}, "step"),
+        ({"step": 11}, "step 11 in step_00000010"),
+        ({"step": -10}, "step"),
+        ({"seconds": None}, "TypeError"),
+        ({"best_val_acc": "x"}, "ValueError"),
+        ({"control": {"lr": 0.1, "val_accs": "123", "num_cuts": 0}}, "ValueError"),
+        ({"control": []}, "TypeError"),
+        ({"log_sizes": "none"}, "AttributeError"),
+        ({"log_sizes": {"metrics.jsonl": -1}}, "ValueError"),
+    ],
+    ids=str,
+)
+def test_progress_of_a_wrong_kind_is_named(sample_dir, tmp_path, change, words):
+    config = TrainConfig("logistic_regression", data_dir=str(sample_dir), runs_dir=str(tmp_path))
+    config = replace(config, batch_size=20, num_epochs=1, eval_interval=10)
+    path = train.train(config) / "checkpoints" / "step_00000010" / "progress.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match=f"progress.json was not written by this version .*{words}"):
+        train.train(config, resume=True)
+
+
+def test_a_resumed_run_keeps_its_own_settings_whatever_its_recipe_says(sample_dir, tmp_path):
+    words = ["--recipe", "single_layer_nn", "--data-dir", str(sample_dir), "--runs-dir", str(tmp_path)]
+    settings = ["--batch-size", "20", "--num-epochs", "1", "--eval-interval", "10", "--width", "0.02"]
+    asked = train.parse([*words, *settings]).config
+    train.train(asked)
+    assert train.parse([*words, "--resume"]).config == asked
+    assert train.parse([*words, "--resume", "--num-epochs", "2"]).config == replace(asked, num_epochs=2)
+
+
+def test_one_class_alone_is_refused(tmp_path):
+    draw_sample_set(tmp_path / "one", num_classes=1, train_per_class=70, val_per_class=2)
+    with pytest.raises(UserError, match="has one class alone"):
+        train.train(TrainConfig("logistic_regression", data_dir=str(tmp_path / "one"), runs_dir=str(tmp_path / "runs")))
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("unit", "model", "picked"),
+    [
+        ("avx512_bf16", "vgg_16", "mixed_bfloat16"),
+        ("avx512_bf16", "single_layer_nn", "float32"),
+        ("", "vgg_16", "float32"),
+    ],
+)
+def test_precision_auto_picks_by_device_and_model_and_keeps_it(
+    sample_dir, tmp_path, monkeypatch, capsys, unit, model, picked
+):
+    monkeypatch.setattr(models, "bfloat16_unit", lambda: unit)
+    config = TrainConfig(model, data_dir=str(sample_dir), runs_dir=str(tmp_path), precision="auto", width=0.02)
+    folder = train.train(replace(config, num_epochs=1, batch_size=100, eval_interval=2))
+    assert f"precision auto: {picked} (" in capsys.readouterr().out
+    assert checkpoints.read_config(folder)[0].precision == picked
+    assert checkpoints.load_run(folder).model.layers[1].compute_dtype == picked.removeprefix("mixed_")
 
 
 @pytest.mark.parametrize(
