@@ -5,8 +5,9 @@
         source/              the project's *.py files as they were
         metrics.jsonl        one line a point of the curves
         tensorboard/         the same and more for TensorBoard: train/ and validation/
-        best.keras           the model with the best validation accuracy
-        checkpoints/step_00002000/    the resumable state: arrays.npz, progress.json, and best.keras as it was then
+        best.keras           the model with the best validation accuracy; or, with a fixed schedule of the rate,
+        last.keras           the model as it was last evaluated
+        checkpoints/step_00002000/    the resumable state: arrays.npz, progress.json, and that model as it was then
 
 Whatever is written is first written whole under another name, forced to the disk, then renamed: a crash, or a full
 disk, leaves what was there before.
@@ -50,7 +51,7 @@ CHANGEABLE = {
     "checkpoint_interval",
     "keep_checkpoints",
 }
-"""The settings that a resumed run may change: none of them touches the mathematics of a step."""
+"""The settings that a resumed run may change: none touches the mathematics of a step (num_epochs: on a plateau)."""
 
 SAVED = "saved"  # the empty file in checkpoints/ that tells a run whose states were removed from one that had none yet
 
@@ -177,7 +178,7 @@ def create_run(config: TrainConfig, data: Dataset) -> Path:
     if (folder / "config.json").exists():
         raise UserError(f"{folder} exists; go on with it by --resume, or give this run another --config-name")
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    if checkpoints(folder) or (folder / "best.keras").exists():
+    if checkpoints(folder) or any(folder.glob("*.keras")):
         raise UserError(f"{folder} holds a run that has lost its config.json; give this run another --config-name")
     (folder / "source").mkdir(exist_ok=True)
     for path in ROOT.glob("*.py"):
@@ -223,7 +224,8 @@ def reopen_run(config: TrainConfig, data: Dataset) -> Path:
     folder = config.run_dir
     before, description = read_config(folder)
     changed = config_module.differences(before, config)
-    refused = [f"{name} was {old}, now {new}" for name, (old, new) in changed.items() if name not in CHANGEABLE]
+    changeable = CHANGEABLE - (set() if config.schedule == "plateau" else {"num_epochs"})
+    refused = [f"{name} was {old}, now {new}" for name, (old, new) in changed.items() if name not in changeable]
     if description["data"].get("fingerprint") != data.fingerprint:
         refused.append(f"the pictures or labels in {config.data_dir} are not those that the run began with")
     if description.get("backend") != keras.backend.backend():
@@ -286,12 +288,16 @@ def _warn_of_another_machine(folder: Path, description: dict[str, Any]) -> None:
             )
 
 
-# The best model
+# The model to keep
 
 
-def save_best(model: keras.Model, folder: Path) -> None:
-    """Writes the model, without the optimizer's state, as best.keras."""
-    write_atomically(folder / "best.keras", keras.Model(model.inputs[0], model.outputs[0], name=model.name).save)
+def save_model(model: keras.Model, config: TrainConfig) -> None:
+    """Writes the model, without the optimizer's state, as best.keras or last.keras; it takes pictures of crop_size."""
+    kept = keras.Model(model.inputs[0], model.outputs[0], name=model.name)  # without the optimizer
+    if None in kept.input_shape[1:]:
+        pictures = keras.Input((config.crop_size, config.crop_size, 3), dtype="uint8", name="pictures")
+        kept = keras.models.clone_model(kept, input_tensors=pictures, clone_function=lambda layer: layer)
+    write_atomically(config.run_dir / config.model_file, kept.save)
 
 
 @dataclass(frozen=True)
@@ -307,7 +313,7 @@ class Run:
 
 
 def load_run(folder: str | Path) -> Run:
-    """Opens a run's best model. Nothing that the folder brings along is executed: Keras's safe mode stays on.
+    """Opens the model that a run kept. Nothing that the folder brings along is executed: Keras's safe mode stays on.
 
     Raises:
         UserError: there is no run, no best model yet, or one that is broken or of other classes.
@@ -315,7 +321,7 @@ def load_run(folder: str | Path) -> Run:
     folder = Path(folder)
     config, description = read_config(folder)
     models.import_model(config.model_name)
-    path = folder / "best.keras"
+    path = folder / config.model_file
     if not path.exists():
         raise UserError(f"{path} is not there: the run has not been evaluated yet; go on with train.py --resume")
     if not zipfile.is_zipfile(path):
@@ -367,12 +373,11 @@ class StateSaver:
     The variables are copied at once, then written by a thread of their own, one state at a time.
 
     Args:
-        folder: the run's.
-        keep: how many checkpoints stay, newest first.
+        config: the run's; `keep_checkpoints` stay, newest first.
     """
 
-    def __init__(self, folder: Path, keep: int) -> None:
-        self._folder, self._keep = folder, keep
+    def __init__(self, config: TrainConfig) -> None:
+        self._folder, self._keep, self._model_file = config.run_dir, config.keep_checkpoints, config.model_file
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._saving: Future | None = None
 
@@ -408,7 +413,7 @@ class StateSaver:
                 _force_to_disk(file)  # the sizes in `progress` must hold after a loss of power, too
             temporary.mkdir()
             with suppress(OSError):  # there is none yet, or the disk has no hard links
-                (temporary / "best.keras").hardlink_to(self._folder / "best.keras")  # costs nothing
+                (temporary / self._model_file).hardlink_to(self._folder / self._model_file)  # costs nothing
             np.savez(temporary / "arrays.npz", **arrays)
             (temporary / "progress.json").write_text(json.dumps(progress))
 
@@ -456,9 +461,9 @@ def drop_after(checkpoint: Path) -> None:
             _discard(other)
 
 
-def restore_best(checkpoint: Path) -> None:
-    """Makes best.keras what it was at a checkpoint: a later one is not the best of the run as it goes on."""
-    then, now = checkpoint / "best.keras", checkpoint.parent.parent / "best.keras"
+def restore_model(checkpoint: Path, name: str) -> None:
+    """Makes best.keras (or last.keras) what it was at a checkpoint: a later one is not of the run as it goes on."""
+    then, now = checkpoint / name, checkpoint.parent.parent / name
     if then.exists() and not (now.exists() and then.samefile(now)):
         write_atomically(now, lambda path: shutil.copyfile(then, path))
 

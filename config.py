@@ -37,13 +37,18 @@ class TrainConfig:
     skip_bad_images: bool = False
     """Leave out pictures that cannot be used, instead of stopping."""
 
-    # The optimisation: SGD with Nesterov momentum, its rate cut by TrainControl
+    # The optimisation: SGD with Nesterov momentum
     batch_size: int = setting(64, 1)
     """Pictures a step (1 or more)."""
     num_epochs: int = setting(50, 1)
     """Passes over the training pictures at most (1 or more); a plateau ends the run sooner."""
     lr: float = setting(0.01, 0, 1e6)
-    """The learning rate at the start (0 to 1e6). Each plateau cuts it to a fifth; the fourth cut ends the run."""
+    """The learning rate at its highest (0 to 1e6): at the start, or after the warm-up."""
+    schedule: Literal["plateau", "cosine", "linear"] = "plateau"
+    """How the rate falls. plateau: each plateau of the validation accuracy cuts it to a fifth, and the fourth cut ends
+    the run; best.keras holds the most accurate weights. cosine, linear: to 0 over all epochs; last.keras: the last."""
+    warmup: float = setting(0.0, 0, 0.9)
+    """For cosine and linear: share of all steps in which the rate first rises from 0 (0 to 0.9)."""
     momentum: float = setting(0.9, 0, 1)
     """Nesterov momentum (0 to 1)."""
     reg: float = setting(5e-4, 0, 1e38)
@@ -59,9 +64,15 @@ class TrainConfig:
     width: float = setting(1.0, 0.01, 8)
     """Factor on the number of units of every hidden layer (0.01 to 8)."""
 
-    # The training picture; evaluation always takes the central crop
+    # The training picture; evaluation takes the central crop or, with resized_crop, the whole picture, scaled
     crop_size: int = setting(56, 32, PICTURE_SIZE)
     """Side of the square that the model sees, in pixels (32 to 64)."""
+    picture_sizes: tuple[int, ...] = setting((), 16, PICTURE_SIZE)
+    """Sides of the training pictures over time, in pixels (16 to 64): each for an equal part of the run, 32 48 for a
+    half each; none: always CROP_SIZE. The last weights are evaluated at CROP_SIZE, earlier ones in proportion."""
+    resized_crop: tuple[int, int] = setting((0, 0), 0, PICTURE_SIZE)
+    """Cut squares whose sides are drawn evenly from this range, in pixels (1 to 64), and scale them, averaging, to the
+    size that the model sees; 0 0: off, squares are cut at that size."""
     random_crop: bool = True
     """Cut the square at a random place; else at the centre."""
     random_flip: bool = True
@@ -105,8 +116,21 @@ class TrainConfig:
                 allowed = ", ".join(get_args(item.type))
                 raise UserError(f"{item.name} is {getattr(self, item.name)!r}; it must be one of: {allowed}")
             _check_range(item.name, getattr(self, item.name), **item.metadata)
-        if self.saturation[0] > self.saturation[1]:
-            raise UserError(f"saturation is {self.saturation}; the first number must not be above the second")
+        for name in ("saturation", "resized_crop"):
+            if getattr(self, name)[0] > getattr(self, name)[1]:
+                raise UserError(f"{name} is {getattr(self, name)}; the first number must not be above the second")
+        if self.resized_crop[0] == 0 < self.resized_crop[1]:
+            raise UserError(f"resized_crop is {self.resized_crop}; it must be two sides from 1 to 64, or 0 0")
+
+    @property
+    def resizes(self) -> bool:
+        """Whether pictures are scaled, instead of cut, to the size that the model sees."""
+        return self.resized_crop != (0, 0)
+
+    @property
+    def model_file(self) -> str:
+        """The name of the run's model: of the most accurate weights, or of the last where the schedule is fixed."""
+        return "best.keras" if self.schedule == "plateau" else "last.keras"
 
     @property
     def run_dir(self) -> Path:
@@ -150,6 +174,8 @@ def from_dict(values: dict[str, Any], source: str) -> TrainConfig:
 
 def _is_like(value: Any, default: Any) -> bool:
     """Whether a value from a JSON file has the type of the setting's default; a whole number may stand for a float."""
+    if default == ():  # any number of whole numbers
+        return isinstance(value, list) and all(type(number) is int for number in value)
     if isinstance(default, tuple):
         return isinstance(value, list) and len(value) == len(default) and all(map(_is_like, value, default))
     if isinstance(default, float):
@@ -177,6 +203,24 @@ RECIPES: dict[str, TrainConfig] = {
     # VGG-16 in bfloat16 where that is faster, with batches that fill the machine and 2017's rate per picture, halved
     "vgg_16_fast": replace(
         BASE, batch_size=256, lr=0.02, precision="auto", summary_interval=62, eval_interval=500, checkpoint_interval=125
+    ),
+    # ResNet-18 in an hour on two cores: small pictures first, all scaled; tested on whole pictures of 56 pixels
+    "resnet_18_one_hour": replace(
+        BASE,
+        model_name="resnet_18",
+        batch_size=128,
+        num_epochs=7,
+        lr=0.2,
+        schedule="linear",
+        warmup=0.15,
+        loss="softmax_smooth_ce",
+        picture_sizes=(32, 32, 32, 40, 40, 48, 48),
+        resized_crop=(44, 64),
+        saturation=(1.0, 1.0),
+        precision="auto",
+        summary_interval=100,
+        eval_interval=782,
+        checkpoint_interval=391,
     ),
     # All three models on the sample set, in minutes on two cores
     "demo": replace(BASE, data_dir="sample-data", num_epochs=15, width=0.125, summary_interval=50, eval_interval=150),

@@ -13,6 +13,7 @@ from keras import ops
 from tqdm import tqdm
 
 from checkpoints import Run, load_run, read_seconds
+from config import TrainConfig
 from dataset import Dataset, Split, open_dataset
 from input_pipe import CENTER, as_tensor, ten_crops
 from metrics import top_k_accuracy
@@ -30,13 +31,13 @@ class Scores:
     ten_crops_top_5: float
 
 
-def scores(model: keras.Model, split: Split, crop_size: int) -> Scores:
+def scores(model: keras.Model, split: Split, config: TrainConfig) -> Scores:
     """Evaluates on every picture of the split, each counted once.
 
     Args:
         model: from (B, S, S, 3) uint8 to logits (B, C).
         split: pictures (N, 64, 64, 3) uint8 and labels (N,) int32.
-        crop_size: S, in pixels.
+        config: of the model's run; says how pictures become crops.
 
     Returns:
         The accuracies.
@@ -44,7 +45,7 @@ def scores(model: keras.Model, split: Split, crop_size: int) -> Scores:
     pictures, hits = as_tensor(split.images), []
     for start in tqdm(range(0, len(split.labels), BATCH_SIZE), desc="evaluating", leave=False, disable=None):
         batch, labels = pictures[start : start + BATCH_SIZE], split.labels[start : start + BATCH_SIZE]
-        crops = log_probabilities(model, ten_crops(batch, crop_size))  # (10, B, C)
+        crops = log_probabilities(model, ten_crops(batch, config))  # (10, B, C)
         both = crops[CENTER], crops.sum(axis=0)
         hits.append([top_k_accuracy(labels, log_p, k) for log_p in both for k in (1, 5)])  # 4 of (B,)
     totals = sum(ops.convert_to_numpy(ops.stack(four)).astype(int).sum(axis=1) for four in hits)
@@ -82,7 +83,7 @@ def evaluate(folder: Path, data_dir: str | None) -> dict:
     data = open_dataset(data_dir or run.config.data_dir, skip_bad_images=run.config.skip_bad_images)
     check_same_classes(run, data)
     row = {"run": str(folder), "model": run.config.model_name, "weights": run.model.count_params()}
-    row |= asdict(scores(run.model, data.val, run.config.crop_size))
+    row |= asdict(scores(run.model, data.val, run.config))
     return row | {"pictures": len(data.val.labels), "seconds": read_seconds(folder)}
 
 

@@ -23,28 +23,30 @@ EVAL_BATCH_SIZE = 250  # pictures a step; evaluation's result does not depend on
 FOREVER = np.iinfo(np.int64).max
 as_it_is = tf.autograph.experimental.do_not_convert  # nothing here branches on a tensor: AutoGraph's 0.2 s are spared
 CENTER = 4  # of `ten_crops`
+TEN_CROPS_SIDE = 56  # pixels, of the four corners, where pictures are scaled
 TO_UINT8 = 255.5  # 0..1 to 0..255 as tf.image does it: times 255.5, cut off
 
 
 # Batches
 
 
-def train_batches(split: Split, config: TrainConfig, start_step: int = 0) -> tf.data.Dataset:
+def train_batches(split: Split, config: TrainConfig, start_step: int = 0, size: int | None = None) -> tf.data.Dataset:
     """The endless training batches from step `start_step` on.
 
     Args:
         split: the training pictures, (N, 64, 64, 3) uint8, and labels, (N,) int32.
         config: `seed`, `batch_size`, `crop_size` and the augmentations are used.
         start_step: number of steps already done.
+        size: S, in pixels; None: crop_size.
 
     Returns:
-        A dataset of (pictures (B, S, S, 3) uint8, labels (B,) int32), S = crop_size.
+        A dataset of (pictures (B, S, S, 3) uint8, labels (B,) int32).
     """
     pictures, labels = as_tensor(split.images), tf.constant(split.labels)
 
     @as_it_is
     def batch(step, indices):
-        return train_preprocessing(tf.gather(pictures, indices), config, step), tf.gather(labels, indices)
+        return train_preprocessing(tf.gather(pictures, indices), config, step, size), tf.gather(labels, indices)
 
     steps = tf.data.Dataset.range(start_step, FOREVER)
     indices = shuffled_indices(len(split.labels), config.batch_size, config.seed, start_step)
@@ -66,12 +68,15 @@ def shuffled_indices(num_pictures: int, batch_size: int, seed: int, start_step: 
     return epochs.rebatch(batch_size, drop_remainder=True)
 
 
-def eval_batches(split: Split, crop_size: int, batch_size: int = EVAL_BATCH_SIZE) -> tf.data.Dataset:
-    """Every picture once, in order, as its central crop; the last batch may be smaller.
+def eval_batches(
+    split: Split, config: TrainConfig, size: int | None = None, batch_size: int = EVAL_BATCH_SIZE
+) -> tf.data.Dataset:
+    """Every picture once, in order, by `eval_preprocessing`; the last batch may be smaller.
 
     Args:
         split: pictures (N, 64, 64, 3) uint8 and labels (N,) int32.
-        crop_size: S, in pixels.
+        config: `crop_size` and `resized_crop` are used.
+        size: S, in pixels; None: crop_size.
         batch_size: pictures a batch.
 
     Returns:
@@ -81,7 +86,7 @@ def eval_batches(split: Split, crop_size: int, batch_size: int = EVAL_BATCH_SIZE
 
     @as_it_is
     def batch(indices):
-        return eval_preprocessing(tf.gather(pictures, indices), crop_size), tf.gather(labels, indices)
+        return eval_preprocessing(tf.gather(pictures, indices), config, size), tf.gather(labels, indices)
 
     indices = tf.data.Dataset.range(len(split.labels)).batch(batch_size)
     return as_written(indices.map(batch, tf.data.AUTOTUNE, deterministic=True).prefetch(2))
@@ -107,22 +112,25 @@ def as_tensor(images: np.ndarray) -> tf.Tensor:
 # Preprocessing: one function for training, one for evaluation
 
 
-def train_preprocessing(pictures: tf.Tensor, config: TrainConfig, step: tf.Tensor) -> tf.Tensor:
+def train_preprocessing(
+    pictures: tf.Tensor, config: TrainConfig, step: tf.Tensor, size: int | None = None
+) -> tf.Tensor:
     """Random crop, flip, hue and saturation, each picture by itself, as `config` says; a function of (seed, step).
 
     The crop comes first because it leaves fewer pixels to the others.
 
     Args:
         pictures: (B, 64, 64, 3) uint8.
-        config: `seed`, `crop_size`, `random_crop`, `random_flip`, `hue` and `saturation` are used.
+        config: `seed`, `crop_size`, `resized_crop`, `random_crop`, `random_flip`, `hue` and `saturation` are used.
         step: the step's number, a scalar integer.
+        size: S, in pixels; None: crop_size.
 
     Returns:
-        (B, S, S, 3) uint8, S = crop_size.
+        (B, S, S, 3) uint8.
     """
     # the key of the shuffles is [seed, epoch]: one's complement keeps this one apart from it
     seeds = tf.random.split(tf.stack([tf.cast(~config.seed, tf.int64), tf.cast(step, tf.int64)]), 3)
-    pictures = crop_and_flip(pictures, config, seeds[0])
+    pictures = (crop_resize_and_flip if config.resizes else crop_and_flip)(pictures, config, seeds[0], size)
     if config.hue > 0:
         pictures = shift_hue(pictures, uniform(seeds[1], pictures, -config.hue, config.hue))
     if tuple(config.saturation) != (1.0, 1.0):
@@ -130,26 +138,53 @@ def train_preprocessing(pictures: tf.Tensor, config: TrainConfig, step: tf.Tenso
     return pictures
 
 
-def eval_preprocessing(pictures: tf.Tensor, crop_size: int) -> tf.Tensor:
-    """The central square: (B, 64, 64, 3) to (B, S, S, 3), S = crop_size."""
-    first = (PICTURE_SIZE - crop_size) // 2
-    return pictures[:, first : first + crop_size, first : first + crop_size]
-
-
-def ten_crops(pictures: tf.Tensor, crop_size: int) -> tf.Tensor:
-    """Four corners and the centre, each also mirrored.
+def eval_preprocessing(pictures: tf.Tensor, config: TrainConfig, size: int | None = None) -> tf.Tensor:
+    """The central square or, for nets that were trained on scaled pictures, the whole picture, scaled.
 
     Args:
         pictures: (B, 64, 64, 3) uint8.
-        crop_size: S, in pixels.
+        config: `crop_size` and `resized_crop` are used.
+        size: S, in pixels; None: crop_size.
 
     Returns:
-        (10, B, S, S, 3) uint8: top left, top right, bottom left, bottom right, centre, then the five mirrored.
+        (B, S, S, 3) uint8.
     """
-    end = PICTURE_SIZE - crop_size
-    corners = [pictures[:, top : top + crop_size, left : left + crop_size] for top in (0, end) for left in (0, end)]
-    five = tf.stack([*corners, eval_preprocessing(pictures, crop_size)])  # (5, B, S, S, 3)
+    size = size or config.crop_size
+    if config.resizes:
+        return squares(pictures, 0, 0, PICTURE_SIZE, size)
+    first = (PICTURE_SIZE - size) // 2
+    return pictures[:, first : first + size, first : first + size]
+
+
+def ten_crops(pictures: tf.Tensor, config: TrainConfig) -> tf.Tensor:
+    """Four corners and the centre, each also mirrored.
+
+    Their side is S. For nets that were trained on scaled pictures it is `TEN_CROPS_SIDE`, scaled to S, and the centre
+    is the whole picture, as in `eval_preprocessing`.
+
+    Args:
+        pictures: (B, 64, 64, 3) uint8.
+        config: `crop_size` and `resized_crop` are used.
+
+    Returns:
+        (10, B, S, S, 3) uint8, S = crop_size: top left, top right, bottom left, bottom right, centre, then the five
+        mirrored.
+    """
+    size = config.crop_size
+    side = TEN_CROPS_SIDE if config.resizes else size
+    end = PICTURE_SIZE - side
+    corners = [squares(pictures, top, left, side, size) for top in (0, end) for left in (0, end)]
+    five = tf.stack([*corners, eval_preprocessing(pictures, config)])  # (5, B, S, S, 3)
     return tf.concat([five, tf.reverse(five, axis=[3])], axis=0)
+
+
+def squares(pictures: tf.Tensor, top: int, left: int, side: int, size: int) -> tf.Tensor:
+    """The square at one place of each picture, scaled to `size`: (B, 64, 64, 3) to (B, S, S, 3) uint8."""
+    if side == size:
+        return pictures[:, top : top + side, left : left + side]
+    ones = tf.ones([tf.shape(pictures)[0], 1])
+    rows, columns = (scaling(place * ones, side * ones, size) for place in (float(top), float(left)))
+    return scale(pictures, rows, columns)
 
 
 # Augmentations: each is compiled by XLA, which fuses its many small steps (crop and colours together ran slower)
@@ -162,18 +197,19 @@ def uniform(seed: tf.Tensor, pictures: tf.Tensor, low: float, high: float) -> tf
     return tf.random.stateless_uniform([tf.shape(pictures)[0], 1, 1, 1], seed, low, high)
 
 
-def crop_and_flip(pictures: tf.Tensor, config: TrainConfig, seed: tf.Tensor) -> tf.Tensor:
+def crop_and_flip(pictures: tf.Tensor, config: TrainConfig, seed: tf.Tensor, size: int | None = None) -> tf.Tensor:
     """A square at a random place, mirrored or not: each picture's rows, then its columns, are picked by number.
 
     Args:
         pictures: (B, 64, 64, 3) uint8.
         config: `crop_size`, `random_crop` and `random_flip` are used.
         seed: (2,) int64.
+        size: S, in pixels; None: crop_size.
 
     Returns:
         (B, S, S, 3) uint8.
     """
-    batch_size, size = tf.shape(pictures)[0], config.crop_size
+    batch_size, size = tf.shape(pictures)[0], size or config.crop_size
     spare = PICTURE_SIZE - size
     draws = tf.random.stateless_uniform([3, batch_size, 1], seed)  # top, left, flip
     first = (
@@ -189,6 +225,69 @@ def crop_and_flip(pictures: tf.Tensor, config: TrainConfig, seed: tf.Tensor) -> 
 def pick(pictures: tf.Tensor, rows: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
     """Of each picture in (B, 64, 64, 3) the pixels in these rows (B, S) and columns (B, S): (B, S, S, 3)."""
     return tf.gather(tf.gather(pictures, rows, batch_dims=1), columns, batch_dims=1, axis=2)
+
+
+def crop_resize_and_flip(
+    pictures: tf.Tensor, config: TrainConfig, seed: tf.Tensor, size: int | None = None
+) -> tf.Tensor:
+    """A square of random side at a random place, mirrored or not, scaled to one size.
+
+    Args:
+        pictures: (B, 64, 64, 3) uint8.
+        config: `crop_size`, `resized_crop`, `random_crop` and `random_flip` are used.
+        seed: (2,) int64.
+        size: S, in pixels; None: crop_size.
+
+    Returns:
+        (B, S, S, 3) uint8.
+    """
+    size, (low, high) = size or config.crop_size, config.resized_crop
+    draws = tf.random.stateless_uniform([4, tf.shape(pictures)[0], 1], seed)  # side, top, left, flip
+    side = tf.floor(low + draws[0] * (high + 1 - low))
+    places = draws[1:3] if config.random_crop else tf.fill(tf.shape(draws[1:3]), 0.5)
+    top, left = tf.unstack(tf.floor(places * (PICTURE_SIZE - side + 1)))
+    rows, columns = scaling(top, side, size), scaling(left, side, size)
+    if config.random_flip:
+        columns = tf.where(draws[3, :, :, None] < 0.5, columns, columns[:, ::-1])
+    return scale(pictures, rows, columns)
+
+
+@as_it_is
+def scaling(first: tf.Tensor, side: tf.Tensor, size: int) -> tf.Tensor:
+    """How much each of 64 pixels weighs in each of `size`, along one axis: bilinear, averaging where it makes smaller.
+
+    The same as `tf.image.resize(..., antialias=True)` of the pixels from `first` on, `side` of them.
+
+    Args:
+        first, side: (B, 1) float32, whole numbers.
+        size: S.
+
+    Returns:
+        (B, S, 64) float32; each row's sum is 1.
+    """
+    factor = (side / size)[:, None]  # (B, 1, 1)
+    middles = first[:, None] + (tf.range(size, dtype=tf.float32)[:, None] + 0.5) * factor  # (B, S, 1)
+    pixels = tf.range(PICTURE_SIZE, dtype=tf.float32)  # (64,)
+    weights = tf.nn.relu(1 - tf.abs(pixels + 0.5 - middles) / tf.maximum(factor, 1))  # (B, S, 64)
+    inside = (pixels >= first[:, None]) & (pixels < (first + side)[:, None])  # (B, 1, 64)
+    weights *= tf.cast(inside, tf.float32)
+    return weights / tf.reduce_sum(weights, axis=-1, keepdims=True)
+
+
+@compiled
+def scale(pictures: tf.Tensor, rows: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
+    """Two matrix products a picture.
+
+    Args:
+        pictures: (B, 64, 64, 3) uint8.
+        rows, columns: (B, S, 64) float32, as `scaling` gives them.
+
+    Returns:
+        (B, S, S, 3) uint8.
+    """
+    scaled = tf.einsum("bsh,bhwc->bswc", rows, tf.cast(pictures, tf.float32))
+    scaled = tf.einsum("btw,bswc->bstc", columns, scaled)
+    return tf.cast(scaled + 0.5, tf.uint8)
 
 
 @compiled

@@ -105,7 +105,8 @@ def newest_run(runs_dir: str | Path = TrainConfig.runs_dir) -> Path:
     Raises:
         UserError: there is none.
     """
-    models = sorted(Path(runs_dir).glob("*/*/best.keras"), key=lambda path: path.stat().st_mtime)
+    found = (path for name in ("best", "last") for path in Path(runs_dir).glob(f"*/*/{name}.keras"))
+    models = sorted(found, key=lambda path: path.stat().st_mtime)
     if not models:
         raise UserError(f"{runs_dir}/ holds no trained model; `make demo` trains a small one, `make train` VGG-16")
     return models[-1].parent
@@ -138,7 +139,7 @@ def predict(
 
     Args:
         run: as `load_run` gives it.
-        pictures: (B, 64, 64, 3) uint8; the model sees their central crop.
+        pictures: (B, 64, 64, 3) uint8; the model sees their central crop, or all of them, scaled, as in its training.
         titles: B, to tell them apart.
         top: classes to name; all where there are fewer.
         method: a name in SALIENCY; None leaves the maps out.
@@ -150,7 +151,7 @@ def predict(
     Raises:
         UserError: the method does not fit the model.
     """
-    crops = np.asarray(eval_preprocessing(pictures, run.config.crop_size))
+    crops = np.asarray(eval_preprocessing(pictures, run.config))
     logits = run.model.predict(crops, verbose=0)  # (B, C) float32
     probabilities = keras.ops.convert_to_numpy(keras.ops.softmax(logits))
     best = np.argsort(-logits, axis=1, kind="stable")[:, :top]  # (B, top)

@@ -31,7 +31,7 @@ from summaries import HISTOGRAM_PICTURES, Distributions, Log, first_batch, l2_pe
 __all__ = ["TrainConfig", "TrainControl", "main", "train"]
 
 
-# The rule of 2017 for the learning rate and for the end
+# How the learning rate falls: by the rule of 2017, which also ends the run, or by a fixed schedule
 
 
 @dataclass
@@ -66,6 +66,47 @@ class TrainControl:
         return self.num_cuts >= self.MOST_CUTS
 
 
+class FixedSchedule(keras.optimizers.schedules.LearningRateSchedule):
+    """The rate as a function of the step: up from 0 in a straight line, then down to 0.
+
+    Args:
+        config: `lr`, `schedule` ("cosine", https://arxiv.org/abs/1608.03983, or "linear") and `warmup` are used.
+        total_steps: of the whole run.
+    """
+
+    def __init__(self, config: TrainConfig, total_steps: int) -> None:
+        self.config, self.total_steps = config, total_steps
+
+    def __call__(self, step):
+        """The rate of step `step`, counted from 0; a scalar."""
+        config, ops = self.config, keras.ops
+        done = (ops.cast(step, "float32") + 0.5) / self.total_steps  # the middle of the step
+        left = ops.maximum(1 - done, 0) / (1 - config.warmup)  # 1 after the warm-up, 0 at the end
+        if config.schedule == "cosine":
+            left = 0.5 - 0.5 * ops.cos(math.pi * left)
+        rising = done < config.warmup
+        return config.lr * ops.where(rising, done / max(config.warmup, 1e-9), left)
+
+
+def picture_size(config: TrainConfig, step: int, total_steps: int) -> int:
+    """Side of the pictures of step `step`, counted from 0."""
+    sizes = config.picture_sizes or (config.crop_size,)
+    return sizes[min(step, total_steps - 1) * len(sizes) // total_steps]
+
+
+def same_size_until(config: TrainConfig, step: int, total_steps: int) -> int:
+    """The first step after `step` whose pictures may have another side."""
+    parts = max(len(config.picture_sizes), 1)
+    part = step * parts // total_steps
+    return -(-(part + 1) * total_steps // parts)
+
+
+def eval_size(config: TrainConfig, step: int, total_steps: int) -> int:
+    """Side of the pictures for an evaluation after `step` steps: it is to crop_size as training's is to its last."""
+    last = picture_size(config, total_steps - 1, total_steps)
+    return round(config.crop_size * picture_size(config, step - 1, total_steps) / last)
+
+
 # A run
 
 
@@ -77,7 +118,7 @@ class Progress:
     step: int = 0
     """Steps done."""
     best_val_acc: float = -1.0
-    """Of the model in best.keras; -1 before the first evaluation."""
+    """The highest so far; -1 before the first evaluation."""
     seconds: float = 0.0
     """Running time up to the last save, over all resumes."""
 
@@ -189,7 +230,7 @@ class Steps(keras.callbacks.Callback):
         self.running_means = [keras.ops.convert_to_numpy(value) for value in self.model.metrics_variables]
         self._window_seconds += time.perf_counter() - self._since
         self._since = time.perf_counter()
-        if not self.last_point:
+        if "learning_rate" not in self.last_point:  # no point yet
             self.last_point = self.figures(logs) | {"images_per_second": self.images_per_second()}
 
     def images_per_second(self) -> float:
@@ -221,12 +262,18 @@ class Steps(keras.callbacks.Callback):
         """Adds a point to the training curves, means over the last `summary_interval` steps, and starts new means."""
         now = time.perf_counter()
         self._window_seconds += now - self._since
-        values = self.figures(logs) | l2_penalties(self.model) | {"learning_rate": self.progress.control.lr}
+        values = self.figures(logs) | l2_penalties(self.model) | {"learning_rate": self.learning_rate()}
         speed = {"images_per_second": self.images_per_second()}
         self.log.curves("train", self.progress.step, values, speed | {"seconds": self.seconds()})
         self.model.reset_metrics()
         self.last_point = values | speed
         self._window_steps, self._window_seconds, self._since = 0, 0.0, now
+
+    def learning_rate(self) -> float:
+        """The rate of the next step."""
+        if self.config.schedule == "plateau":
+            return self.progress.control.lr
+        return float(self.model.optimizer.learning_rate)
 
     def save(self) -> None:
         """Begins to save the resumable state."""
@@ -237,12 +284,15 @@ class Steps(keras.callbacks.Callback):
             raise self.not_finite(f"the weight {error}", math.nan) from None
 
 
-def compile_model(model: keras.Model, config: TrainConfig) -> None:
+def compile_model(model: keras.Model, config: TrainConfig, total_steps: int) -> None:
     """Gives the model its optimizer, its loss, and the figures that are logged: all but the loss without L2."""
+    rate = config.lr if config.schedule == "plateau" else FixedSchedule(config, total_steps)
     loss = loss_by_name(config.loss, config.smoothing)
     figures = {"data_loss": loss, "top_1": accuracy, "top_5": top_5_accuracy}
+    if config.picture_sizes and None not in model.input_shape[1:]:
+        raise UserError(f"{config.model_name} takes pictures of one size alone; leave picture_sizes out")
     model.compile(
-        optimizer=keras.optimizers.SGD(config.lr, momentum=config.momentum, nesterov=True),
+        optimizer=keras.optimizers.SGD(rate, momentum=config.momentum, nesterov=True),
         loss=loss,
         metrics=[keras.metrics.MeanMetricWrapper(figure, name=name) for name, figure in figures.items()],
     )
@@ -274,13 +324,13 @@ def train(config: TrainConfig, resume: bool = False, resume_from: str | None = N
     resuming = resume or resume_from is not None
     with checkpoints.opened_run(config, data, resuming) as folder, StopRequest() as stop:
         model = build_model(config, len(data.class_ids))
-        compile_model(model, config)
+        compile_model(model, config, total_steps)
         model.test_on_batch(*first_batch(data, config))  # builds the metrics, whose state a checkpoint restores
         progress = find_progress(config, folder, model, resume_from, total_steps)
         checkpoints.write_description(config, data)  # the settings that a resumed run may change
         with closing(Log(folder)) as log:
             announce(config, model, data, total_steps, progress)
-            states = checkpoints.StateSaver(folder, config.keep_checkpoints)
+            states = checkpoints.StateSaver(config)
             steps = Steps(config, log, states, progress, stop)
             if progress.step:
                 steps.running_means = [keras.ops.convert_to_numpy(value) for value in model.metrics_variables]
@@ -293,14 +343,18 @@ def count_steps(config: TrainConfig, data: Dataset) -> int:
     """The steps of the whole run.
 
     Raises:
-        UserError: the batch or the evaluation interval does not fit the data.
+        UserError: the settings do not fit each other or the data.
     """
     num_pictures = len(data.train.labels)
+    if config.schedule == "plateau" and (config.picture_sizes or config.warmup):
+        raise UserError("picture_sizes and warmup need a fixed schedule; set --schedule to cosine or linear")
     if len(data.class_ids) < 2:
         raise UserError(f"{data.root} has one class alone, of which nothing can be learnt; give it two or more")
     if config.batch_size > num_pictures:
         raise UserError(f"batch_size is {config.batch_size}, but there are {num_pictures} training pictures; lower it")
     total_steps = config.num_epochs * num_pictures // config.batch_size
+    if len(config.picture_sizes) > total_steps:
+        raise UserError(f"there are {len(config.picture_sizes)} picture_sizes for {total_steps} steps; name fewer")
     if config.eval_interval > total_steps:
         raise UserError(
             f"eval_interval is {config.eval_interval}, but the run has only {total_steps} steps; "
@@ -340,8 +394,8 @@ def find_progress(
     checkpoints.drop_after(checkpoint)  # first: after a kill in between, this checkpoint is the one whose logs are cut
     checkpoints.cut_logs(folder, log_sizes)
     if progress.best_val_acc < 0:
-        (folder / "best.keras").unlink(missing_ok=True)
-    checkpoints.restore_best(checkpoint)
+        (folder / config.model_file).unlink(missing_ok=True)
+    checkpoints.restore_model(checkpoint, config.model_file)
     return progress
 
 
@@ -351,31 +405,47 @@ def run_intervals(steps: Steps, model: keras.Model, data: Dataset, total_steps: 
     steps.distributions = Distributions(model, first_batch(data, config)[0][:HISTOGRAM_PICTURES])
     if not progress.step:
         steps.log.start(config, model, data)
-    bar = tqdm(total=total_steps, initial=progress.step, unit="step", dynamic_ncols=True, disable=None)
+    bar, size = tqdm(total=total_steps, initial=progress.step, unit="step", dynamic_ncols=True, disable=None), None
     with closing(bar) as steps.bar:
         while progress.step < total_steps and not progress.control.done():
-            intervals_done = progress.step // config.eval_interval
-            steps.last_step = min((intervals_done + 1) * config.eval_interval, total_steps)
+            size_before, size = size, picture_size(config, progress.step, total_steps)
+            if size != size_before:
+                trace_anew(model)
+            next_evaluation = (progress.step // config.eval_interval + 1) * config.eval_interval
+            steps.last_step = min(next_evaluation, same_size_until(config, progress.step, total_steps), total_steps)
             model.fit(
-                train_batches(data.train, config, progress.step),
+                train_batches(data.train, config, progress.step, size),
                 steps_per_epoch=steps.last_step - progress.step,
                 callbacks=[steps],
                 shuffle=False,  # they are shuffled
                 verbose=0,
             )
-            if progress.step == steps.last_step:
-                evaluate_and_save(steps, model, data)
+            if progress.step in (next_evaluation, total_steps):
+                evaluate_and_save(steps, model, data, total_steps)
             stop_if_asked(steps)
     steps.states.wait()
-    best = f"best validation top-1 {progress.best_val_acc:.2%}, in {config.run_dir / 'best.keras'}"
     reason = "no progress after four cuts of the rate" if progress.control.done() else "all epochs done"
-    print(f"end at step {progress.step:,} ({reason}) after {progress.seconds:,.0f} s: {best}")
+    which, val_acc = ("last", progress.control.val_accs[-1]), ("best", progress.best_val_acc)
+    name, top_1 = val_acc if config.schedule == "plateau" else which
+    result = f"{name} validation top-1 {top_1:.2%}, in {config.run_dir / config.model_file}"
+    print(f"end at step {progress.step:,} ({reason}) after {progress.seconds:,.0f} s: {result}")
 
 
-def evaluate_and_save(steps: Steps, model: keras.Model, data: Dataset) -> None:
-    """Evaluates on every validation picture, logs, keeps the best model, sets the rate, and saves the state."""
+def trace_anew(model: keras.Model) -> None:
+    """Has the model's steps traced for the pictures that come next.
+
+    TensorFlow would make the second size a step for any size, which is slower and rounds in other ways than the step
+    for this size alone, with which a resumed run begins.
+    """
+    model.make_train_function(force=True)
+    model.make_test_function(force=True)
+
+
+def evaluate_and_save(steps: Steps, model: keras.Model, data: Dataset, total_steps: int) -> None:
+    """Evaluates on every validation picture, logs, keeps the model, sets the rate, and saves the state."""
     config, progress, log = steps.config, steps.progress, steps.log
-    values = model.evaluate(eval_batches(data.val, config.crop_size), return_dict=True, verbose=0)
+    batches = eval_batches(data.val, config, eval_size(config, progress.step, total_steps))
+    values = model.evaluate(batches, return_dict=True, verbose=0)
     steps.restore_means(model)  # which are saved
     if not math.isfinite(values["data_loss"]):
         raise steps.not_finite("the validation loss", values["data_loss"])
@@ -383,15 +453,16 @@ def evaluate_and_save(steps: Steps, model: keras.Model, data: Dataset) -> None:
     log.curves("validation", progress.step, values, {"seconds": steps.seconds()})
     if not config.histogram_interval:
         log.histograms(progress.step, steps.distributions(model))
-    if values["top_1"] > progress.best_val_acc:
-        progress.best_val_acc = values["top_1"]
-        steps.states.wait()  # a state that is being saved holds the best model before this one
-        checkpoints.save_best(model, config.run_dir)
+    if config.schedule != "plateau" or values["top_1"] > progress.best_val_acc:
+        steps.states.wait()  # a state that is being saved holds the model before this one
+        checkpoints.save_model(model, config)
+    progress.best_val_acc = max(progress.best_val_acc, values["top_1"])
     warn_of_wrong_labels(steps, values["top_1"], data)
     progress.control.add_val_acc(values["top_1"])
-    progress.control.update_lr()
-    report(progress, steps.last_point, values)
-    model.optimizer.learning_rate = progress.control.lr
+    if config.schedule == "plateau":
+        progress.control.update_lr()
+        model.optimizer.learning_rate = progress.control.lr
+    report(steps, values)
     steps.save()
 
 
@@ -447,13 +518,14 @@ def announce(config: TrainConfig, model: keras.Model, data: Dataset, total_steps
         print(f"resumed at step {progress.step:,}")
 
 
-def report(progress: Progress, training: dict[str, float], validation: dict[str, float]) -> None:
-    """One line an evaluation; the training figures are means since the last point of the curves."""
+def report(steps: Steps, validation: dict[str, float]) -> None:
+    """One line an evaluation; the training figures are those of the last point of the curves."""
+    training = steps.last_point
     tqdm.write(
-        f"step {progress.step:,}: training loss {training['data_loss']:.3f}, top-1 {training['top_1']:.2%}; "
+        f"step {steps.progress.step:,}: training loss {training['data_loss']:.3f}, top-1 {training['top_1']:.2%}; "
         f"validation loss {validation['data_loss']:.3f}, top-1 {validation['top_1']:.2%}, "
         f"top-5 {validation['top_5']:.2%}; "
-        f"next rate {progress.control.lr:g}; {training['images_per_second']:,.0f} pictures/s",
+        f"next rate {steps.learning_rate():.3g}; {training['images_per_second']:,.0f} pictures/s",
         file=sys.stdout,
     )
 

@@ -38,7 +38,7 @@ def ten_crops_in_batches(data_dir: Path, precision: str = "float32", width: floa
     def timed_round() -> float:
         start = time.perf_counter()
         for first in range(0, PICTURES, BATCH_SIZE):
-            log_p = log_probabilities(model, ten_crops(pictures[first : first + BATCH_SIZE], BASE.crop_size))
+            log_p = log_probabilities(model, ten_crops(pictures[first : first + BATCH_SIZE], BASE))
             _ = log_p[CENTER].argmax(axis=-1), log_p.sum(axis=0).argmax(axis=-1)
         return time.perf_counter() - start
 

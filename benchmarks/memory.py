@@ -1,30 +1,23 @@
 """Resident memory over 20,000 steps of logistic regression, with hardly any logging and with much; about five minutes.
 
-    python sample_data.py && python benchmarks/memory.py
+    python sample_data.py && python -m benchmarks.memory
 
 Writes results/memory.json and results/memory.png.
 """
 
+from startup import ROOT
+
 import json
-import subprocess
 import sys
-import tempfile
 import time
-from pathlib import Path
 
 from matplotlib.figure import Figure
 
-ROOT = Path(__file__).resolve().parent.parent
+from benchmarks.wholes import resident, training
+
 STEPS = 20_000  # 400 times the 3,200 pictures of the sample set, 64 a step
 SETTINGS = [
-    "--model-name",
-    "logistic_regression",
-    "--data-dir",
-    "sample-data",
-    "--num-epochs",
-    "400",
-    "--width",
-    "0.125",
+    *("--model-name", "logistic_regression", "--data-dir", "sample-data", "--num-epochs", "400", "--width", "0.125"),
 ]
 CASES = {
     "one evaluation, at the end": ["--summary-interval", "20000", "--eval-interval", "20000"],
@@ -34,27 +27,16 @@ CASES = {
 }
 
 
-def resident(pid: int) -> float | None:
-    """Anonymous resident memory of a process in MB (mapped files are left out: the system can drop them)."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("RssAnon")), None)
-
-
 def measure(settings: list[str]) -> list[tuple[float, float]]:
     """(seconds since the start, MB), ten times a second, of one run of train.py."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "train.py", *SETTINGS, "--runs-dir", folder, *settings]
-        start, samples = time.monotonic(), []
-        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as process:
-            while process.poll() is None:
-                if (megabytes := resident(process.pid)) is not None:
-                    samples.append((round(time.monotonic() - start, 2), round(megabytes, 1)))
-                time.sleep(0.1)
+    start, samples = time.monotonic(), []
+    with training(*SETTINGS, *settings) as (process, _):
+        while process.poll() is None:
+            if (megabytes := resident(process.pid)) is not None:
+                samples.append((round(time.monotonic() - start, 2), round(megabytes, 1)))
+            time.sleep(0.1)
         if process.returncode:
-            sys.exit(f"error: {' '.join(command)} ended with {process.returncode}")
+            sys.exit(f"error: train.py ended with {process.returncode}: {process.stderr.read().strip()}")
     return samples
 
 

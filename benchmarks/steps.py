@@ -46,7 +46,7 @@ def bare(config) -> Callable[[], float]:
     """The compiled step alone, with the model, loss, optimizer and metrics that train.py makes of these settings."""
     config = with_precision(config, CLASSES)
     model = build_model(config, CLASSES)
-    compile_model(model, config)
+    compile_model(model, config, total_steps=1)
     batch = fixed_batch(config.batch_size)
     return repeated(lambda: model.train_on_batch(*batch), config.batch_size)
 

@@ -110,11 +110,6 @@ def float32_64(_data_dir: Path) -> Callable[[], float]:
     return steps(64, bfloat16=False)
 
 
-def float32_256(_data_dir: Path) -> Callable[[], float]:
-    """float32, batches of 256."""
-    return steps(256, bfloat16=False)
-
-
 def bfloat16_64(_data_dir: Path) -> Callable[[], float]:
     """Autocast to bfloat16, batches of 64."""
     return steps(64, bfloat16=True)

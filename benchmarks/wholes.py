@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 STEPS = 2  # between two points of the curves
-WARM, COUNTED = 1, 3  # points
+WARM, COUNTED = 1, 2  # points
 
 
 def resident(pid: int) -> float | None:
@@ -29,7 +29,9 @@ def training(*settings: str) -> Iterator[tuple[subprocess.Popen, Path]]:
     """A train.py that runs while the block does, and the folder of its runs; then it is killed and all is removed."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, str(ROOT / "train.py"), *settings, "--runs-dir", folder]
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        ) as process:
             try:
                 yield process, Path(folder)
             finally:

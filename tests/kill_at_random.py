@@ -1,6 +1,7 @@
 """Kills a real train.py at random moments of one run, resumes it each time, and compares the end with a whole run's.
 
-`make test-resume` does it 20 times on each backend; every fourth kill falls into a save. About a quarter of an hour.
+`make test-resume` does it 20 times on each backend: before the first save of a start, between saves, around an
+evaluation, inside a save, in turn. About a quarter of an hour.
 """
 
 import argparse
@@ -8,11 +9,39 @@ import random
 import signal
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-from test_resume import Place, assert_same_run, final_state
+from test_resume import SETTINGS, Place, assert_same_run, final_state
 
 from sample_data import draw_sample_set
+
+EVALUATION = SETTINGS["eval_interval"]  # steps
+
+
+def newest_log(place: Place) -> str:
+    """The name of the newest of TensorBoard's files, which each start adds to."""
+    return max((path.name for path in (place.folder / "tensorboard").glob("train/*")), default="")
+
+
+def moments(place: Place, draw: random.Random) -> dict[str, Callable[[Place], bool]]:
+    """The kinds of moments at which a start is killed: name -> whether it has come. Call it before the start."""
+    began, log = place.last_step(), newest_log(place)
+
+    def later(now: bool, most: float) -> bool:
+        return now and time.sleep(draw.uniform(0, most)) is None
+
+    def saved(place: Place) -> bool:
+        return place.last_step() > began
+
+    return {
+        "before its first save": lambda place: later(newest_log(place) != log and not saved(place), 0.05),
+        "after a save": lambda place: later(saved(place), 0.5),
+        "around an evaluation": lambda place: later(
+            saved(place) and place.last_step() % EVALUATION == EVALUATION - 2, 0.2
+        ),
+        "in a save": lambda place: saved(place) and any((place.folder / "checkpoints").glob(".writing-*")),
+    }
 
 
 def kill_at_random(backend: str, kills: int, seed: int, folder: Path) -> str:
@@ -27,21 +56,12 @@ def kill_at_random(backend: str, kills: int, seed: int, folder: Path) -> str:
     whole.run(num_epochs=epochs)
     draw = random.Random(seed)
     for number in range(kills):
-        moment = draw.uniform(0, 0.5)  # seconds after the first save of this start, or after one began
-        began = killed.last_step()
-
-        def now(place, began=began, in_save=number % 4 == 3):
-            saving = any((place.folder / "checkpoints").glob(".writing-*"))
-            return place.last_step() > began and (saving if in_save else True)
-
-        def wait_and_see(place, now=now, moment=moment, in_save=number % 4 == 3):
-            return now(place) and (in_save or time.sleep(moment) is None)
-
+        kinds = moments(killed, draw)
+        name = list(kinds)[number % len(kinds)]
         flags = ["--num-epochs", str(epochs), *(["--resume"] if number else [])]
-        status, _, errors = killed.end_by(signal.SIGKILL, wait_and_see, *flags)
+        status, _, errors = killed.end_by(signal.SIGKILL, kinds[name], *flags)
         assert status == -signal.SIGKILL, errors
-        where = "in a save" if number % 4 == 3 else f"{moment:.2f} s after a save"
-        print(f"{backend}: kill {number + 1} of {kills} at step {killed.last_step()} or later, {where}", flush=True)
+        print(f"{backend}: kill {number + 1} of {kills}, {name}, step {killed.last_step()} or later", flush=True)
     killed.run("--resume", num_epochs=epochs)
     assert_same_run(killed.folder, whole.folder)
     return final_state(whole.folder)

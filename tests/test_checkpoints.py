@@ -43,7 +43,8 @@ def tiny_model(num_classes=3, name="fc1"):
 
 def save_state(model, folder, progress, keep):
     """Saves, and waits until it is on disk."""
-    saver = checkpoints.StateSaver(folder, keep)
+    config = TrainConfig(folder.parent.name, folder.name, runs_dir=str(folder.parent.parent), keep_checkpoints=keep)
+    saver = checkpoints.StateSaver(config)
     try:
         saver.save(model, progress)
         saver.wait()
@@ -128,13 +129,13 @@ def test_a_full_disk_while_the_state_is_saved_keeps_the_states_before(folder):
     checkpoints.read_state(folder / "checkpoints" / "step_00000003")
 
 
-def test_a_full_disk_while_the_best_model_is_saved_keeps_the_one_before(tmp_path):
-    checkpoints.save_best(tiny_model(), tmp_path)
-    before = (tmp_path / "best.keras").read_bytes()
+def test_a_full_disk_while_the_best_model_is_saved_keeps_the_one_before(run, config):
+    checkpoints.save_model(tiny_model(), config)
+    before = (run / "best.keras").read_bytes()
     with largest_file(100), pytest.raises(UserError, match="best.keras"):
-        checkpoints.save_best(tiny_model(), tmp_path)
-    assert (tmp_path / "best.keras").read_bytes() == before
-    assert not leftovers(tmp_path)
+        checkpoints.save_model(tiny_model(), config)
+    assert (run / "best.keras").read_bytes() == before
+    assert not leftovers(run)
 
 
 def test_a_run_folder_that_was_removed_is_one_line(folder):
@@ -495,47 +496,49 @@ def image_model(num_classes):
     return keras.Model(pictures, keras.layers.Dense(num_classes)(x))
 
 
-def test_a_truncated_best_model_is_named(run):
-    checkpoints.save_best(image_model(10), run)
+def test_a_truncated_best_model_is_named(run, config):
+    checkpoints.save_model(image_model(10), config)
     path = run / "best.keras"
     path.write_bytes(half(path.read_bytes()))
     with pytest.raises(UserError, match="best.keras is damaged or no .keras file; train it again"):
         checkpoints.load_run(run)
 
 
-def test_a_best_model_of_another_number_of_classes_is_named(run):
-    checkpoints.save_best(image_model(7), run)
+def test_a_best_model_of_another_number_of_classes_is_named(run, config):
+    checkpoints.save_model(image_model(7), config)
     with pytest.raises(UserError, match="best.keras has 7 classes, but config.json names 10$"):
         checkpoints.load_run(run)
 
 
 @pytest.mark.parametrize("shape", [(56, 56, 1), (4,), ()], ids=str)
-def test_a_best_model_that_takes_no_pictures_is_named(run, shape):
+def test_a_best_model_that_takes_no_pictures_is_named(run, config, shape):
     inputs = keras.Input(shape)
     x = keras.layers.Reshape((-1,))(inputs) if shape else keras.ops.expand_dims(inputs, -1)
-    checkpoints.save_best(keras.Model(inputs, keras.layers.Dense(10)(x)), run)
-    with pytest.raises(UserError, match=r"best.keras makes .* it must make logits \(None, C\) of pictures"):
+    checkpoints.save_model(keras.Model(inputs, keras.layers.Dense(10)(x)), config)
+    with pytest.raises(
+        UserError, match=r"best.keras makes .*, but pictures \(None, S, S, 3\) must become logits \(None, C\)"
+    ):
         checkpoints.load_run(run)
 
 
-def test_a_best_model_that_gives_maps_is_named(run):
+def test_a_best_model_that_gives_maps_is_named(run, config):
     pictures = keras.Input((56, 56, 3))
-    checkpoints.save_best(keras.Model(pictures, keras.layers.Conv2D(10, 1)(pictures)), run)
-    with pytest.raises(UserError, match="best.keras makes .* it must make logits"):
+    checkpoints.save_model(keras.Model(pictures, keras.layers.Conv2D(10, 1)(pictures)), config)
+    with pytest.raises(UserError, match="best.keras makes .* must become logits"):
         checkpoints.load_run(run)
 
 
-def test_a_best_model_that_brings_code_is_refused(run):
+def test_a_best_model_that_brings_code_is_refused(run, config):
     pictures = keras.Input((56, 56, 3), dtype="uint8")
     x = keras.layers.Lambda(lambda pictures: keras.ops.mean(keras.ops.cast(pictures, "float32"), (1, 2)))(pictures)
-    checkpoints.save_best(keras.Model(pictures, keras.layers.Dense(10)(x)), run)
+    checkpoints.save_model(keras.Model(pictures, keras.layers.Dense(10)(x)), config)
     with pytest.raises(UserError, match="best.keras cannot be loaded"):
         checkpoints.load_run(run)
 
 
-def test_a_best_model_comes_back(run, data):
+def test_a_best_model_comes_back(run, config, data):
     model = image_model(10)
-    checkpoints.save_best(model, run)
+    checkpoints.save_model(model, config)
     found = checkpoints.load_run(run)
     np.testing.assert_array_equal(
         found.model.predict_on_batch(data.val.images[:3, :56, :56]),

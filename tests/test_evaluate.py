@@ -10,7 +10,7 @@ import pytest
 from conftest import run_script
 
 import checkpoints
-from config import TrainConfig
+from config import BASE, TrainConfig
 from dataset import open_dataset
 from evaluate import BATCH_SIZE, evaluate, scores, table
 from models import build_model
@@ -64,7 +64,7 @@ def expected_scores(model, split):
 @pytest.mark.parametrize("num_pictures", [1, BATCH_SIZE, BATCH_SIZE + 3])
 def test_scores_equal_a_loop_over_single_pictures_and_crops(num_pictures):
     model, split = small_model(), small_split(num_pictures)
-    found = scores(model, split, SIZE)
+    found = scores(model, split, BASE)
     expected = expected_scores(model, split)
     np.testing.assert_allclose(list(vars(found).values()), expected, atol=1e-7)
 
@@ -75,7 +75,7 @@ def test_the_last_odd_batch_counts_as_much_as_any_other():
     split.labels = np.array([1] * BATCH_SIZE + [0] * 3, np.int32)
     model = small_model()
     model.layers[-1].set_weights([np.zeros((SIZE * SIZE * 3, 7)), -np.arange(7.0)])  # always 0, then 1, 2 ...
-    found = scores(model, split, SIZE)
+    found = scores(model, split, BASE)
     assert found.center_top_1 == found.ten_crops_top_1 == pytest.approx(3 / 103)
     assert found.center_top_5 == 1
 
@@ -86,7 +86,7 @@ def run(sample_dir, tmp_path_factory):
     runs_dir = tmp_path_factory.mktemp("runs")
     config = TrainConfig(model_name="logistic_regression", data_dir=str(sample_dir), runs_dir=str(runs_dir))
     folder = checkpoints.create_run(config, open_dataset(sample_dir))
-    checkpoints.save_best(build_model(config, 10), folder)
+    checkpoints.save_model(build_model(config, 10), config)
     return folder
 
 

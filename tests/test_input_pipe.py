@@ -57,7 +57,7 @@ def test_without_augmentation_the_training_picture_is_the_central_crop():
 
 def test_evaluation_sees_every_picture_once_as_its_central_crop():
     data = split(7)
-    found = batches(input_pipe.eval_batches(data, crop_size=48, batch_size=3), 9)
+    found = batches(input_pipe.eval_batches(data, replace(PLAIN, crop_size=48), batch_size=3), 9)
     assert [len(labels) for _, labels in found] == [3, 3, 1]
     np.testing.assert_array_equal(np.concatenate([b[0] for b in found]), data.images[:, 8:56, 8:56])
     np.testing.assert_array_equal(np.concatenate([b[1] for b in found]), np.arange(7))
@@ -120,7 +120,7 @@ def test_saturation_one_and_hue_zero_change_nothing():
 
 def test_ten_crops():
     pictures = split(2).images
-    crops = input_pipe.ten_crops(tf.constant(pictures), 56).numpy()
+    crops = input_pipe.ten_crops(tf.constant(pictures), PLAIN).numpy()
     assert crops.shape == (10, 2, 56, 56, 3)
     for crop, (top, left) in zip(crops, [(0, 0), (0, 8), (8, 0), (8, 8), (4, 4)], strict=False):
         np.testing.assert_array_equal(crop, pictures[:, top : top + 56, left : left + 56])
@@ -133,3 +133,68 @@ def test_pictures_are_not_copied(tmp_path):
     tensor = input_pipe.as_tensor(mapped)
     mapped[1, 2, 3] = 77  # private to this process, as the tensor is
     np.testing.assert_array_equal(tensor[1, 2, 3], [77, 77, 77])
+
+
+# Pictures that are scaled
+
+SCALED = replace(PLAIN, resized_crop=(44, 64), crop_size=48)
+
+
+def resized(picture, top, left, side, size):
+    """By tf.image: (64, 64, 3) to (size, size, 3) float32."""
+    cut = picture[top : top + side, left : left + side].astype(np.float32)
+    return tf.image.resize(cut, (size, size), antialias=True).numpy()
+
+
+@pytest.mark.parametrize(("top", "left", "side"), [(0, 0, 64), (3, 9, 50), (20, 0, 44), (8, 8, 48), (1, 2, 31)])
+@pytest.mark.parametrize("size", [32, 48, 56])
+def test_squares_equal_tf_image_resize_with_antialiasing(top, left, side, size):
+    pictures = split(3).images
+    found = input_pipe.squares(tf.constant(pictures), top, left, side, size).numpy()
+    assert found.dtype == np.uint8
+    for ours, picture in zip(found, pictures, strict=True):
+        assert np.abs(ours - resized(picture, top, left, side, size)).max() < 0.501  # rounded to whole levels
+
+
+def test_random_squares_are_the_scaled_ones_of_every_side_some_mirrored():
+    """Random pixels are told apart: for each picture there is just one square, mirrored or not, that gives it."""
+    config = replace(SCALED, random_crop=True, random_flip=True, resized_crop=(62, 64), crop_size=32)
+    pictures = split(40).images
+    found = input_pipe.train_preprocessing(tf.constant(pictures), config, tf.constant(3, tf.int64)).numpy()
+    squares = [(y, x, side) for side in (62, 63, 64) for y in range(65 - side) for x in range(65 - side)]
+    seen = set()
+    for ours, picture in zip(found, pictures, strict=True):
+        candidates = {
+            (*square, flip): np.abs(ours - resized(picture, *square, 32)[:, :: -1 if flip else 1]).max()
+            for square in squares
+            for flip in (False, True)
+        }
+        best = min(candidates, key=candidates.get)
+        assert candidates[best] < 0.501
+        seen.add(best)
+    assert {side for *_, side, _ in seen} == {62, 63, 64}
+    assert {flip for *_, flip in seen} == {False, True}
+    assert len(seen) > 15
+
+
+def test_scaled_batches_of_any_size_are_a_function_of_seed_and_step():
+    config, data = replace(SCALED, random_crop=True, random_flip=True, batch_size=4), split(10)
+    for size in (32, None):
+        whole = batches(input_pipe.train_batches(data, config, 0, size), 5)
+        rest = batches(input_pipe.train_batches(data, config, 2, size), 3)
+        for (ours, _), (theirs, _) in zip(whole[2:], rest, strict=True):
+            assert ours.shape == (4, size or 48, size or 48, 3)
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_net_of_scaled_pictures_is_evaluated_on_whole_scaled_ones():
+    data = split(7)
+    found = batches(input_pipe.eval_batches(data, SCALED, batch_size=3), 9)
+    pictures = np.concatenate([pictures for pictures, _ in found])
+    for ours, picture in zip(pictures, data.images, strict=True):
+        assert np.abs(ours - resized(picture, 0, 0, 64, 48)).max() < 0.501
+    crops = input_pipe.ten_crops(tf.constant(data.images), SCALED).numpy()
+    assert crops.shape == (10, 7, 48, 48, 3)
+    np.testing.assert_array_equal(crops[input_pipe.CENTER], pictures)
+    assert np.abs(crops[3, 0] - resized(data.images[0], 8, 8, 56, 48)).max() < 0.501
+    np.testing.assert_array_equal(crops[5:], crops[:5, :, :, ::-1])

@@ -170,8 +170,8 @@ def test_first_weights_are_a_function_of_the_seed(name):
 # How a model is found
 
 
-def test_the_root_holds_the_three_models_and_takes_no_other_file_for_one():
-    assert set(MODELS) <= set(model_names())
+def test_the_root_holds_the_models_and_takes_no_other_file_for_one():
+    assert {*MODELS, "resnet_18"} <= set(model_names())
     assert not {"train", "models", "config", "startup"} & set(model_names())
 
 
@@ -223,3 +223,64 @@ def test_any_other_file_is_no_model(tmp_path, text):
 def test_bytes_that_are_no_text_are_no_model(tmp_path):
     (tmp_path / "mine.py").write_bytes(b"# \xff\xfe\n" + GOOD.format(name="mine", annotation="keras.Model").encode())
     assert model_names(tmp_path) == []
+
+
+# ResNet-18
+
+
+def test_resnet_18_has_the_weights_of_its_paper_for_200_classes():
+    model = build_model(TrainConfig("resnet_18"), 200)
+    convolutions = 3 * 64 * 9 + 4 * 64 * 64 * 9  # the stem, and the first stage
+    for filters in (128, 256, 512):
+        convolutions += filters // 2 * filters * (9 + 1) + 3 * filters * filters * 9
+    normalised = 5 * 64 + 5 * (128 + 256 + 512)
+    assert model.count_params() == convolutions + 4 * normalised + 512 * 200 + 200 == 11_281_032
+    assert model.get_layer("relu5_2b").output.shape == (None, 4, 4, 512)  # 56 / 16, rounded up
+
+
+def test_a_block_of_resnet_18_begins_as_the_identity():
+    model = narrow("resnet_18", width=0.25)
+    before, after = model.get_layer("relu2_1b").output, model.get_layer("relu2_2b").output
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 56, 56, 3), np.uint8)
+    one, other = keras.Model(model.inputs, [before, after]).predict_on_batch(pictures)
+    np.testing.assert_array_equal(one, other)
+
+
+def test_resnet_18_takes_pictures_of_any_size_where_they_change():
+    config = TrainConfig("resnet_18", width=0.1, schedule="cosine", picture_sizes=(32, 48))
+    assert build_model(config, 7).input_shape == (None, None, None, 3)
+    assert narrow("resnet_18", crop_size=40).input_shape == (None, 40, 40, 3)
+
+
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
+def test_fused_normalisation_equals_keras_own(precision):
+    keras.config.set_dtype_policy(precision)
+    from resnet_18 import FusedBatchNormalization
+
+    ours = FusedBatchNormalization(momentum=0.9, epsilon=1e-5)
+    theirs = keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, dtype="float32")
+    draw = np.random.default_rng(0)
+    x = keras.ops.cast(draw.normal(3, 2, (8, 5, 5, 4)), ours.compute_dtype if precision == "float32" else "bfloat16")
+    scale, offset = draw.normal(size=(2, 4))
+    for layer in (ours, theirs):
+        layer.build(x.shape)
+        layer.gamma.assign(scale)
+        layer.beta.assign(offset)
+    near = {"rtol": 1e-4, "atol": 1e-4} if precision == "float32" else {"rtol": 0.02, "atol": 0.02}
+    for training in (True, False):
+        found, expected = ours(x, training=training), theirs(x, training=training)
+        assert found.dtype == x.dtype
+        np.testing.assert_allclose(keras.ops.cast(found, "float32"), expected, **near)
+    np.testing.assert_allclose(ours.moving_mean, theirs.moving_mean, rtol=1e-3)
+    np.testing.assert_allclose(ours.moving_variance, theirs.moving_variance, rtol=1e-3)
+    assert {weight.dtype for weight in ours.weights} == {"float32"}
+
+
+def test_a_saved_resnet_18_gives_the_same(tmp_path):
+    model = narrow("resnet_18", precision="mixed_bfloat16", width=0.1)
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 56, 56, 3), np.uint8)
+    expected = model.predict_on_batch(pictures)
+    model.save(tmp_path / "model.keras")
+    found = keras.saving.load_model(tmp_path / "model.keras", compile=False)
+    np.testing.assert_array_equal(found.predict_on_batch(pictures), expected)
+    assert found.get_layer("norm1").compute_dtype == "float32"

@@ -61,7 +61,7 @@ def test_our_accuracies_stand_in_the_table_of_2017(tiny_run, linear_run, sample_
     lines = printed(executed("val_accuracy", linear_run, sample_dir)).splitlines()
     for folder in (linear_run, tiny_run):
         run = load_run(folder)
-        shares = astuple(scores(run.model, open_dataset(sample_dir).val, run.config.crop_size))
+        shares = astuple(scores(run.model, open_dataset(sample_dir).val, run.config))
         ours = ["ours:", folder.name, *(f"{100 * share:.2f}" for share in shares)]
         assert [line.split() for line in lines].count(ours) == 1
 

@@ -163,7 +163,7 @@ def test_runs_on_the_same_data_are_opened_and_why_one_cannot_be_is_said(sample_d
     (tmp_path / "vgg_16" / "empty").mkdir()
     assert [run.folder for run in predict.runs_on(data, tmp_path)] == [linear, good]
     [line] = capsys.readouterr().out.splitlines()
-    assert line.startswith(f"left out: {broken / 'best.keras'} cannot be loaded")
+    assert line.startswith(f"left out: {broken / 'best.keras'} is damaged or no .keras file")
 
 
 # The command

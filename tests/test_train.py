@@ -8,8 +8,10 @@ import subprocess
 import sys
 from dataclasses import fields, replace
 
+import numpy as np
 import pytest
 from conftest import ROOT, assert_one_line_error, run_script
+from test_resume import final_state, points
 
 import checkpoints
 import models
@@ -102,12 +104,107 @@ def test_a_recipe_is_a_start_of_which_everything_can_be_changed(monkeypatch):
         {"model_name": "../vgg_16"},
         {"config_name": "a/b"},
         {"config_name": ""},
+        {"warmup": 1.0},
+        {"resized_crop": (64, 44)},
+        {"resized_crop": (0, 44)},
+        {"resized_crop": (44, 65)},
     ],
 )
 def test_a_value_out_of_range_is_named(values):
     (name,) = values
     with pytest.raises(UserError, match=name):
         TrainConfig(**values)
+
+
+# A fixed schedule
+
+FIXED = TrainConfig(
+    "resnet_18", schedule="linear", lr=0.8, warmup=0.25, picture_sizes=(32, 32, 48), resized_crop=(44, 64)
+)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "warmup", "expected"),
+    [
+        ("linear", 0.25, [0.25, 0.75, 11 / 12, 9 / 12, 7 / 12, 5 / 12, 3 / 12, 1 / 12]),  # 2 of 8 steps up to 1
+        ("linear", 0.0, [0.95, 0.85, 0.75, 0.65]),
+        ("cosine", 0.0, [0.99384417, 0.94550326, 0.85355339]),  # (1 + cos(pi (n + 1/2) / 10)) / 2
+    ],
+)
+def test_the_rate_rises_and_falls_to_zero(schedule, warmup, expected):
+    total = 10 if warmup == 0 else 8
+    config = replace(FIXED, lr=1.0, schedule=schedule, warmup=warmup)
+    rates = [float(train.FixedSchedule(config, total)(step)) for step in range(total)]
+    assert rates[: len(expected)] == pytest.approx(expected, rel=1e-5)
+    assert 0 < rates[-1] < 0.1
+
+
+@pytest.mark.parametrize("total", [3, 7, 10, 100])
+def test_each_size_of_pictures_has_an_equal_part_of_the_run(total):
+    sizes = [train.picture_size(FIXED, step, total) for step in range(total)]
+    assert sizes == sorted(sizes)
+    assert abs(sizes.count(48) - total / 3) < 1
+    step = 0
+    while step < total:
+        until = train.same_size_until(FIXED, step, total)
+        assert step < until and len(set(sizes[step:until])) == 1
+        step = until
+    assert step == total
+    assert train.eval_size(FIXED, total, total) == 56
+    assert train.eval_size(FIXED, 1, total) == round(56 * 32 / 48)
+    assert train.picture_size(TrainConfig(), 5, 10) == train.eval_size(TrainConfig(), 5, 10) == 56
+
+
+def tiny_fixed(sample_dir, tmp_path, **settings):
+    """20 steps, of which the first 13 are on smaller pictures; evaluations at 8, 16 and 20."""
+    config = replace(FIXED, data_dir=str(sample_dir), runs_dir=str(tmp_path), width=0.1, lr=0.05)
+    return replace(config, batch_size=20, num_epochs=2, eval_interval=8, checkpoint_interval=6, **settings)
+
+
+def test_a_run_with_a_fixed_schedule_keeps_the_last_weights_and_resumes_exactly(sample_dir, tmp_path, capsys):
+    config = tiny_fixed(sample_dir, tmp_path, keep_checkpoints=9, summary_interval=5)
+    folder = train.train(config)
+    assert "last validation top-1" in capsys.readouterr().out
+    assert not (folder / "best.keras").exists()
+    model = checkpoints.load_run(folder).model
+    assert model.input_shape == (None, 56, 56, 3)
+    whole, points_before = final_state(folder), points(folder)
+    assert [point["step"] for point in points_before if point["split"] == "validation"] == [8, 16, 20]
+    assert [point["step"] for point in points_before if point["split"] == "train"] == [5, 10, 15, 20]
+    with np.load(folder / "checkpoints" / "step_00000020" / "arrays.npz") as arrays:
+        kernel = next(arrays[name] for name in arrays if name.endswith(" fc/kernel"))
+    np.testing.assert_array_equal(model.get_layer("fc").kernel, kernel)
+    for step in (18, 12, 6):  # within the last size; within the second part of the first; within its first
+        train.train(config, resume_from=f"step_{step:08d}")
+        assert final_state(folder) == whole
+        assert points(folder) == points_before
+    with pytest.raises(UserError, match="num_epochs was 2, now 3"):
+        train.train(replace(config, num_epochs=3), resume=True)
+
+
+def test_the_rate_of_a_fixed_schedule_is_logged(sample_dir, tmp_path):
+    config = tiny_fixed(sample_dir, tmp_path, summary_interval=5)
+    rates = {p["step"]: p["learning_rate"] for p in points(train.train(config)) if p["split"] == "train"}
+    assert rates == pytest.approx({step: float(train.FixedSchedule(config, 20)(step)) for step in (5, 10, 15, 20)})
+
+
+def test_a_net_of_one_size_is_not_given_others(sample_dir, tmp_path):
+    with pytest.raises(UserError, match="vgg_16 takes pictures of one size alone; leave picture_sizes out"):
+        train.train(tiny_fixed(sample_dir, tmp_path, model_name="vgg_16"))
+
+
+@pytest.mark.slow
+def test_a_fixed_schedule_runs_under_jax(sample_dir, tmp_path):
+    words = ["--recipe", "resnet_18_one_hour", "--data-dir", sample_dir, "--width", "0.1", "--batch-size", "20"]
+    words += ["--num-epochs", "2", "--eval-interval", "8", "--picture-sizes", "32", "48", "--summary-interval", "5"]
+    result = run_script("train.py", *words, cwd=tmp_path, backend="jax")
+    assert result.returncode == 0, result.stderr
+    assert "end at step 20 (all epochs done)" in result.stdout
+    run = tmp_path / "runs" / "resnet_18" / "default"
+    result = run_script("evaluate.py", run, "--json", cwd=tmp_path, backend="jax")
+    assert result.returncode == 0, result.stderr
+    last = [point for point in points(run) if point["split"] == "validation"][-1]
+    assert json.loads(result.stdout)["center_top_1"] == pytest.approx(last["top_1"])
 
 
 def test_wrong_settings_are_answered_in_one_line(sample_dir, tmp_path):
@@ -117,6 +214,8 @@ def test_wrong_settings_are_answered_in_one_line(sample_dir, tmp_path):
         ("--model-name", "vgg_61"): ("vgg_61", "logistic_regression", "single_layer_nn", "vgg_16", "-> keras.Model"),
         ("--batch-size", "201"): ("batch_size", "200 training pictures"),
         ("--num-epochs", "1"): ("eval_interval", "only 3 steps"),
+        ("--warmup", "0.1"): ("warmup", "--schedule"),
+        ("--picture-sizes", "32", "48"): ("picture_sizes", "--schedule"),
     }
     for arguments, words in answers.items():
         assert_one_line_error(run_script(*base, *arguments, cwd=tmp_path), *words)

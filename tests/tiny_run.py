@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from checkpoints import create_run, save_best
+from checkpoints import create_run, save_model
 from config import TrainConfig
 from dataset import open_dataset
 from models import build_model
@@ -13,5 +13,5 @@ def make_run(runs_dir: Path, data_dir: Path, **settings) -> Path:
     config = TrainConfig(**{"data_dir": str(data_dir), "runs_dir": str(runs_dir), "width": 0.05} | settings)
     data = open_dataset(data_dir)
     folder = create_run(config, data)
-    save_best(build_model(config, len(data.class_ids)), folder)
+    save_model(build_model(config, len(data.class_ids)), config)
     return folder

@@ -1,0 +1,106 @@
+"""ResNet-18 for small pictures: as good as 2017's VGG-16 with a tenth of the weights and a fraction of the arithmetic.
+
+After He et al., "Deep Residual Learning for Image Recognition" (https://arxiv.org/abs/1512.03385), with a 3x3 stem of
+stride 2 and no first pool. Each block begins as the identity: the scale of its last normalisation starts at 0 (Goyal et
+al., https://arxiv.org/abs/1706.02677).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import keras
+from keras import layers
+
+if TYPE_CHECKING:
+    from config import TrainConfig
+
+STAGES = (64, 128, 256, 512)  # filters; two blocks of two convolutions each
+
+
+def resnet_18(config: TrainConfig, num_classes: int) -> keras.Model:
+    """Eight residual blocks, global average pooling, one dense layer; 11,281,032 weights for 200 classes at width 1.
+
+    Args:
+        config: `crop_size`, `picture_sizes`, `width` and `reg` are used.
+        num_classes: C.
+
+    Returns:
+        A model from pictures (B, S, S, 3) uint8, S = crop_size or, with picture_sizes, any, to logits (B, C) float32.
+    """
+    size = None if config.picture_sizes else config.crop_size
+    pictures = keras.Input((size, size, 3), dtype="uint8", name="pictures")
+    x = layers.Rescaling(1 / 128, offset=-1, name="rescale")(pictures)  # (x - 128) / 128
+    x = conv(round(STAGES[0] * config.width), 3, 2, config.reg, name="conv1")(x)
+    x = layers.ReLU(name="relu1")(normalisation(name="norm1")(x))
+    for stage, filters in enumerate(STAGES, start=2):
+        for number in (1, 2):
+            stride = 2 if number == 1 and stage > 2 else 1
+            x = block(x, round(filters * config.width), stride, config.reg, name=f"{stage}_{number}")
+    x = layers.GlobalAveragePooling2D(name="pool")(x)  # (B, 512)
+    x = layers.Dense(num_classes, name="fc", **kernel(config.reg))(x)
+    logits = layers.Activation("linear", dtype="float32", name="logits")(x)
+    return keras.Model(pictures, logits, name="resnet_18")
+
+
+def block(x: keras.KerasTensor, filters: int, stride: int, reg: float, name: str) -> keras.KerasTensor:
+    """Two 3x3 convolutions, added to what they were given; a 1x1 convolution carries that over where shapes change."""
+    short = x
+    if stride > 1 or x.shape[-1] != filters:
+        short = conv(filters, 1, stride, reg, name=f"short{name}")(x)
+        short = normalisation(name=f"norm_short{name}")(short)
+    x = conv(filters, 3, stride, reg, name=f"conv{name}a")(x)
+    x = layers.ReLU(name=f"relu{name}a")(normalisation(name=f"norm{name}a")(x))
+    x = conv(filters, 3, 1, reg, name=f"conv{name}b")(x)
+    x = normalisation(name=f"norm{name}b", gamma_initializer="zeros")(x)
+    return layers.ReLU(name=f"relu{name}b")(layers.Add(name=f"add{name}")([x, short]))
+
+
+def conv(filters: int, size: int, stride: int, reg: float, name: str) -> layers.Conv2D:
+    """A convolution without biases, which the normalisation after it would take out again."""
+    return layers.Conv2D(filters, size, stride, "same", use_bias=False, name=name, **kernel(reg))
+
+
+def kernel(reg: float) -> dict:
+    """Initialiser (He et al., https://arxiv.org/abs/1502.01852, by fan-out) and L2 penalty of one kernel."""
+    return {
+        "kernel_initializer": keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal"),
+        "kernel_regularizer": keras.regularizers.L2(reg / 2),
+    }
+
+
+def normalisation(name: str, **options) -> layers.Layer:
+    """Batch normalisation whose running means follow a short training: a tenth of the way a step."""
+    return FusedBatchNormalization(momentum=0.9, epsilon=1e-5, name=name, **options)
+
+
+@keras.saving.register_keras_serializable("tiny_imagenet")
+class FusedBatchNormalization(layers.BatchNormalization):
+    """Keras's layer, computed by TensorFlow's one fused operation where there is one: 1.2 times as fast a net on CPUs.
+
+    It computes in float32 and gives its inputs' format back. Under other backends it is Keras's.
+    """
+
+    def __init__(self, **options) -> None:
+        super().__init__(**(options | {"dtype": "float32", "autocast": False}))
+
+    def call(self, inputs, training=None, mask=None):
+        """(B, H, W, F) of any float format, normalised; in training over the batch, which moves the running means."""
+        if keras.backend.backend() != "tensorflow":
+            return keras.ops.cast(super().call(inputs, training=training, mask=mask), inputs.dtype)
+        from startup import tf
+
+        outputs, mean, variance = tf.compat.v1.nn.fused_batch_norm(
+            inputs,
+            self.gamma,
+            self.beta,
+            *(() if training else (self.moving_mean, self.moving_variance)),
+            epsilon=self.epsilon,
+            is_training=bool(training),
+        )
+        if training:
+            count = tf.cast(tf.size(inputs) // inputs.shape[-1], tf.float32)
+            variance *= (count - 1) / count  # the operation gives the unbiased one, Keras keeps the other
+            for moving, now in ((self.moving_mean, mean), (self.moving_variance, variance)):
+                moving.assign(moving * self.momentum + now * (1 - self.momentum))
+        return outputs
