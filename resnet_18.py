@@ -31,7 +31,7 @@ def resnet_18(config: TrainConfig, num_classes: int) -> keras.Model:
     size = None if config.picture_sizes else config.crop_size
     pictures = keras.Input((size, size, 3), dtype="uint8", name="pictures")
     x = layers.Rescaling(1 / 128, offset=-1, name="rescale")(pictures)  # (x - 128) / 128
-    x = conv(round(STAGES[0] * config.width), 3, 2, config.reg, name="conv1")(x)
+    x = conv(x, round(STAGES[0] * config.width), 3, 2, config.reg, name="conv1")
     x = layers.ReLU(name="relu1")(normalisation(name="norm1")(x))
     for stage, filters in enumerate(STAGES, start=2):
         for number in (1, 2):
@@ -47,18 +47,25 @@ def block(x: keras.KerasTensor, filters: int, stride: int, reg: float, name: str
     """Two 3x3 convolutions, added to what they were given; a 1x1 convolution carries that over where shapes change."""
     short = x
     if stride > 1 or x.shape[-1] != filters:
-        short = conv(filters, 1, stride, reg, name=f"short{name}")(x)
+        short = conv(x, filters, 1, stride, reg, name=f"short{name}")
         short = normalisation(name=f"norm_short{name}")(short)
-    x = conv(filters, 3, stride, reg, name=f"conv{name}a")(x)
+    x = conv(x, filters, 3, stride, reg, name=f"conv{name}a")
     x = layers.ReLU(name=f"relu{name}a")(normalisation(name=f"norm{name}a")(x))
-    x = conv(filters, 3, 1, reg, name=f"conv{name}b")(x)
+    x = conv(x, filters, 3, 1, reg, name=f"conv{name}b")
     x = normalisation(name=f"norm{name}b", gamma_initializer="zeros")(x)
     return layers.ReLU(name=f"relu{name}b")(layers.Add(name=f"add{name}")([x, short]))
 
 
-def conv(filters: int, size: int, stride: int, reg: float, name: str) -> layers.Conv2D:
-    """A convolution without biases, which the normalisation after it would take out again."""
-    return layers.Conv2D(filters, size, stride, "same", use_bias=False, name=name, **kernel(reg))
+def conv(x: keras.KerasTensor, filters: int, size: int, stride: int, reg: float, name: str) -> keras.KerasTensor:
+    """A convolution without biases, which the normalisation after it would take out again.
+
+    With a stride of 2 it is padded on all sides alike. "same" pads a picture of even side at its end alone, one of odd
+    side on both: what a net has learnt at one size would then lie half a step off at another, and off the short cut.
+    """
+    padding = "same"
+    if stride > 1 and size > 1:
+        x, padding = layers.ZeroPadding2D(size // 2, name=f"pad_{name}")(x), "valid"
+    return layers.Conv2D(filters, size, stride, padding, use_bias=False, name=name, **kernel(reg))(x)
 
 
 def kernel(reg: float) -> dict:
