@@ -53,6 +53,8 @@ CHANGEABLE = {
 }
 """The settings that a resumed run may change: none touches the mathematics of a step (num_epochs: on a plateau)."""
 
+THEN = "; then "  # between the machines of a run that went on on another one
+
 SAVED = "saved"  # the empty file in checkpoints/ that tells a run whose states were removed from one that had none yet
 
 MATHEMATICS = ("train", "models", "input_pipe", "losses", "metrics")
@@ -149,7 +151,6 @@ def describe_run(config: TrainConfig, data: Dataset) -> dict[str, Any]:
         "backend": keras.backend.backend(),
         "versions": versions(),
         "hardware": hardware(),
-        "numerics": {name: os.environ[name] for name in NUMERICS if name in os.environ},
     }
 
 
@@ -160,12 +161,13 @@ def versions() -> dict[str, str]:
 
 
 def hardware() -> str:
-    """The processor and how many of its cores this process may use, and the GPUs that Keras's backend sees."""
+    """The processor and how many of its cores this process may use, GPUs, and settings that change how sums round."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     processor = f"{len(os.sched_getaffinity(0))} cores, {names[0] if names else platform.machine()}"
-    return ", ".join([processor, *gpu_names()])
+    settings = [f"{name}={os.environ[name]}" for name in NUMERICS if name in os.environ]
+    return ", ".join([processor, *gpu_names(), *settings])
 
 
 def create_run(config: TrainConfig, data: Dataset) -> Path:
@@ -188,11 +190,11 @@ def create_run(config: TrainConfig, data: Dataset) -> Path:
 
 
 def write_description(config: TrainConfig, data: Dataset) -> None:
-    """Writes config.json; of a run that goes on elsewhere, with both machines."""
+    """Writes config.json; of a run that goes on elsewhere, with all machines."""
     description, path = describe_run(config, data), config.run_dir / "config.json"
     before = _read_json(path).get("hardware") if path.exists() else None
-    if isinstance(before, str) and not before.endswith(description["hardware"]):
-        description["hardware"] = f"{before}; then {description['hardware']}"
+    if isinstance(before, str) and before.split(THEN)[-1] != description["hardware"]:
+        description["hardware"] = f"{before}{THEN}{description['hardware']}"
     text = json.dumps(description, indent=2, ensure_ascii=False)
     write_atomically(config.run_dir / "config.json", lambda path: path.write_text(text + "\n", encoding="utf-8"))
 
@@ -239,14 +241,17 @@ def reopen_run(config: TrainConfig, data: Dataset) -> Path:
     if refused:
         raise UserError(f"{folder} cannot be resumed so: {'; '.join(refused)}; start it anew by another --config-name")
     _check_left_whole(folder)
-    _warn_of_another_machine(folder, description)
+    machine = str(description.get("hardware", hardware())).split(THEN)[-1]
+    if machine != hardware():
+        message = f"{folder} was trained on {machine}, and goes on on {hardware()}: it will not be the same bit for bit"
+        print(f"warning: {message}", file=sys.stderr)
     for unfinished in folder.rglob(".writing-*"):
         _remove(unfinished)
     return folder
 
 
 def _changed_sources(config: TrainConfig, folder: Path) -> list[str]:
-    """What differs, but for comments and layout, between the run's copies of the sources and those of today."""
+    """What differs, but for comments, docstrings and layout, between the run's copies of the sources and today's."""
     changed = []
     for name in (*MATHEMATICS, config.model_name):
         copy = folder / "source" / f"{name}.py"
@@ -259,9 +264,18 @@ def _changed_sources(config: TrainConfig, folder: Path) -> list[str]:
 
 def _syntax(path: Path) -> str:
     try:
-        return ast.dump(ast.parse(path.read_text(encoding="utf-8")))
-    except (SyntaxError, ValueError):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(getattr(node, "body", None), list):
+                node.body = [statement for statement in node.body if not _is_docstring(statement)]
+        return ast.dump(tree)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         return ""
+
+
+def _is_docstring(statement: ast.stmt) -> bool:
+    """Whether it is a string that stands alone, of a function or of a setting."""
+    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
 
 
 def _check_left_whole(folder: Path) -> None:
@@ -273,19 +287,6 @@ def _check_left_whole(folder: Path) -> None:
     links = [path for path in folder.rglob("*") if path.is_symlink()]
     if links:
         raise UserError(f"{links[0]} is a link, which no run makes; put the file itself there, or remove it")
-
-
-def _warn_of_another_machine(folder: Path, description: dict[str, Any]) -> None:
-    """Says so if sums may be added up in another order from here on."""
-    here = {"hardware": hardware(), "numerics": {name: os.environ[name] for name in NUMERICS if name in os.environ}}
-    for key, now in here.items():
-        before = description.get(key, now)
-        if before != now and not (isinstance(before, str) and before.endswith(f"; then {now}")):
-            print(
-                f"warning: {folder} began on {before or 'no settings'}, and goes on with {now or 'no settings'}: it "
-                f"will not be the same bit for bit",
-                file=sys.stderr,
-            )
 
 
 # The model to keep
@@ -418,9 +419,12 @@ class StateSaver:
             (temporary / "progress.json").write_text(json.dumps(progress))
 
         write_atomically(path, write)
-        (path.parent / SAVED).touch()
-        for old in checkpoints(self._folder)[: -self._keep]:
-            _discard(old)
+        try:
+            (path.parent / SAVED).touch()
+            for old in checkpoints(self._folder)[: -self._keep]:
+                _discard(old)
+        except OSError as error:
+            raise UserError(f"{path.parent}: {error.strerror or error}; {advice_on(error)}") from None
 
     def wait(self) -> None:
         """Returns when the last state is on disk; raises UserError if it could not be written."""

@@ -19,7 +19,11 @@ def shown(name: str | Path) -> str:
 
 def is_utf8(name: str) -> bool:
     """Tells whether a name of the file system is UTF-8; Python holds other bytes as lone surrogates."""
-    return not any("\ud800" <= character <= "\udfff" for character in name)
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def advice_on(error: OSError) -> str:

@@ -84,12 +84,12 @@ def decoded_batches(root: Path, filenames: Sequence[str]) -> Iterator[tuple[np.n
         shape = tf.image.extract_jpeg_shape(data)  # fails on PNG, GIF, ..., which decode_jpeg would accept
         channels = shape[2]  # 4 is CMYK, whose colours decode_jpeg gets wrong
         is_right = tf.reduce_all(shape[:2] == PICTURE_SIZE) & ((channels == 1) | (channels == 3))
-        with tf.control_dependencies([tf.debugging.Assert(is_right, [path])]):  # before memory is taken for the pixels
-            # The accurate DCT gives exactly Pillow's pixels, at no cost in time.
-            picture = tf.io.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE")
+        data = tf.where(is_right, data, "")  # which fails, before memory is taken for the pixels
+        # The accurate DCT gives exactly Pillow's pixels, at no cost in time.
+        picture = tf.io.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE")
         return index, tf.ensure_shape(picture, (PICTURE_SIZE, PICTURE_SIZE, 3)), channels
 
-    paths = tf.constant([os.fsencode(root / name) for name in filenames], tf.string)
+    paths = tf.constant([os.fsencode(f"{root}/{name}") for name in filenames], tf.string)  # Path takes 0.5 s for all
     pictures = tf.data.Dataset.from_tensor_slices((np.arange(len(filenames)), paths))
     pictures = pictures.map(decode, num_parallel_calls=tf.data.AUTOTUNE).ignore_errors()
     yield from pictures.batch(PACK_BATCH).prefetch(tf.data.AUTOTUNE).as_numpy_iterator()

@@ -44,7 +44,9 @@ def file_result(run: Path, name: str, data_dir: str | None = None) -> Path:
     row = evaluate(run, data_dir)
     del row["run"]
     evidence = {name: description[name] for name in ("hardware", "backend", "versions") if name in description}
-    evidence = {"command": train_command(config), "n": 1} | evidence
+    view = "whole picture, scaled" if config.resizes else "centre crop"
+    kept = config.model_file.removesuffix(".keras")
+    evidence = {"command": train_command(config), "n": 1, "view": view, "weights_kept": kept} | evidence
     points = read_points(run / "metrics.jsonl")
     for place in PLACES:
         del description["config"][place]
@@ -69,7 +71,8 @@ def read_points(path: Path) -> list[dict]:
         UserError: the file is not there, or was not written by train.py.
     """
     try:
-        points = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        points = [line for line in lines if line["split"] != "end"]
         for point in points:
             _ = point["split"], point["step"] + point["data_loss"] + point["top_1"]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -133,21 +136,28 @@ def results_table(folder: Path = RESULTS) -> str:
             f"{100 * row[f'{crops}_top_1']:.1f} / {100 * row[f'{crops}_top_5']:.1f} %"
             for crops in ("center", "ten_crops")
         ]
+        view = row.get("view", "centre crop")
+        remarks = [view] * (view != "centre crop")
+        remarks += ["last weights"] * (row.get("weights_kept") == "last")
+        model = f"[{row['model']}](results/{name})" + f" ({', '.join(remarks)})" * bool(remarks)
         time = f"{row['seconds'] / 60:.0f} min, {row['hardware']}"
-        lines.append(f"| [{row['model']}](results/{name}) | {scores[0]} | {scores[1]} | {time} | `{row['command']}` |")
+        lines.append(f"| {model} | {scores[0]} | {scores[1]} | {time} | `{row['command']}` |")
     pictures = {row["pictures"] for row in results.values()}
     counts = " or ".join(f"{count:,}" for count in sorted(pictures))
-    lines.append(f"\nOn {counts} validation pictures, by which the best checkpoint was chosen too; one run each.")
+    lines.append(
+        f"\nOn {counts} validation pictures; one run each. The weights are the best of the run by the same pictures, "
+        "if not said otherwise."
+    )
     return "\n".join(lines) + "\n"
 
 
-def update_readme(readme: Path = README) -> None:
-    """Puts the table between its two marks in the README."""
+def update_readme(readme: Path = README, begin: str = BEGIN, end: str = END, table: str | None = None) -> None:
+    """Puts a table, that of the results if no other is given, between its two marks in the README."""
     text = readme.read_text(encoding="utf-8")
-    if not 0 <= text.find(BEGIN) < text.find(END):
-        raise UserError(f"{readme} lacks the marks {BEGIN.strip()!r} and {END!r} between which the table goes")
-    before, after = text.partition(BEGIN)[0], text.partition(END)[2]
-    new = before + BEGIN + results_table() + END + after
+    if not 0 <= text.find(begin) < text.find(end):
+        raise UserError(f"{readme} lacks the marks {begin.strip()!r} and {end!r} between which the table goes")
+    before, after = text.partition(begin)[0], text.partition(end)[2]
+    new = before + begin + (results_table() if table is None else table) + end + after
     write_atomically(readme, lambda path: path.write_text(new, encoding="utf-8"))
 
 

@@ -1,4 +1,4 @@
-"""ResNet-18 for small pictures: as good as 2017's VGG-16 with a tenth of the weights and a fraction of the arithmetic.
+"""ResNet-18 for small pictures: a tenth of VGG-16's weights, and a third of its arithmetic.
 
 After He et al., "Deep Residual Learning for Image Recognition" (https://arxiv.org/abs/1512.03385), with a 3x3 stem of
 stride 2 and no first pool. Each block begins as the identity: the scale of its last normalisation starts at 0 (Goyal et
@@ -97,13 +97,14 @@ class FusedBatchNormalization(layers.BatchNormalization):
             return keras.ops.cast(super().call(inputs, training=training, mask=mask), inputs.dtype)
         from startup import tf
 
+        training = bool(training and self.trainable)
         outputs, mean, variance = tf.compat.v1.nn.fused_batch_norm(
             inputs,
             self.gamma,
             self.beta,
             *(() if training else (self.moving_mean, self.moving_variance)),
             epsilon=self.epsilon,
-            is_training=bool(training),
+            is_training=training,
         )
         if training:
             count = tf.cast(tf.size(inputs) // inputs.shape[-1], tf.float32)

@@ -12,6 +12,10 @@ if not OLDEST_PYTHON <= sys.version_info[:2] <= NEWEST_PYTHON:  # before anythin
         "python3.11 -m venv .venv && .venv/bin/pip install -r requirements.txt" % sys.version_info[:2]
     )
 
+import time
+
+START = time.perf_counter()  # of the program: what `train.py` counts as its running time begins here
+
 import functools
 import importlib
 import importlib.util

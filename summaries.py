@@ -87,6 +87,10 @@ class Log:
         with self._writing("validation", step=0):  # its final accuracy is what runs are compared by
             hparams.hparams({name: _plain(value) for name, value in settings.items()}, trial_id=str(config.run_dir))
 
+    def end(self, step: int, seconds: float) -> None:
+        """The last line of metrics.jsonl: how long the whole run took, over all resumes, with everything it wrote."""
+        self._lines.write(json.dumps({"split": "end", "step": step, "seconds": seconds}) + "\n")
+
     def close(self) -> None:
         """Closes the files; every point was handed to the system when it was written, so a full disk loses nothing."""
         with suppress(OSError, tf.errors.OpError):

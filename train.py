@@ -1,9 +1,9 @@
 """Trains the model that `TrainConfig.model_name` names: `python train.py --help`.
 
-The run's folder, `runs/<model_name>/<config_name>/`, then holds the best model, the curves and the resumable state.
+The run's folder, `runs/<model_name>/<config_name>/`, then holds the model, the curves and the resumable state.
 """
 
-from startup import UserError, command, command_line, interrupted, keras, require_gpu
+from startup import START, UserError, command, command_line, interrupted, keras, require_gpu
 
 import math
 import shlex
@@ -120,7 +120,7 @@ class Progress:
     best_val_acc: float = -1.0
     """The highest so far; -1 before the first evaluation."""
     seconds: float = 0.0
-    """Running time up to the last save, over all resumes."""
+    """Running time of the program up to the last save, over all resumes."""
 
     def evaluated_early(self, config: TrainConfig) -> bool:
         """Whether the last evaluation was the end of the run and not the end of a whole interval."""
@@ -185,15 +185,15 @@ class Steps(keras.callbacks.Callback):
         self.config, self.log, self.states, self.progress, self.stop_request = config, log, states, progress, stop
         self.running_means: list[np.ndarray] = []  # since the last point of the curves, at the last step
         self.bar: tqdm | None = None
-        self.last_step = 0  # of this interval
+        self.last_step = self.total_steps = 0  # of this call of `fit`; of the run
         self.last_point = {}  # of the training curves; before the first, the means so far
         self.distributions: Distributions | None = None
-        self._session_start = time.perf_counter() - progress.seconds
+        self.started = time.perf_counter() - progress.seconds
         self._window_steps, self._window_seconds = 0, 0.0  # since the last point of the curves, without evaluations
 
     def seconds(self) -> float:
         """Running time over all resumes."""
-        return time.perf_counter() - self._session_start
+        return time.perf_counter() - self.started
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         """Restores the running means, which `fit` has just set back to zero."""
@@ -218,15 +218,20 @@ class Steps(keras.callbacks.Callback):
             self.write_point(logs)
         if self.config.histogram_interval and step % self.config.histogram_interval == 0:
             self.log.histograms(step, self.distributions(self.model))
+        if at_end:
+            self.end_interval(logs)
         if self.stop_request.signal:
             self.model.stop_training = True
-        elif at_end:
-            self.end_interval(logs)
-        elif step % self.config.checkpoint_interval == 0 and not self.states.busy():
-            self.save()  # not at the end, where the evaluation saves; not if the disk is slower than the steps
+        elif step % self.config.checkpoint_interval == 0 and not self.evaluated_next() and not self.states.busy():
+            self.save()  # not if the evaluation will save; not if the disk is slower than the steps
+
+    def evaluated_next(self) -> bool:
+        """Whether an evaluation follows this step."""
+        step = self.progress.step
+        return step % self.config.eval_interval == 0 or step == self.total_steps
 
     def end_interval(self, logs: dict[str, float]) -> None:
-        """Keeps the running means, which the evaluation and the next `fit` begin anew."""
+        """Keeps the running means, which an evaluation and the next `fit` begin anew."""
         self.running_means = [keras.ops.convert_to_numpy(value) for value in self.model.metrics_variables]
         self._window_seconds += time.perf_counter() - self._since
         self._since = time.perf_counter()
@@ -299,13 +304,16 @@ def compile_model(model: keras.Model, config: TrainConfig, total_steps: int) -> 
     model.optimizer.build(model.trainable_variables)
 
 
-def train(config: TrainConfig, resume: bool = False, resume_from: str | None = None) -> Path:
+def train(
+    config: TrainConfig, resume: bool = False, resume_from: str | None = None, started: float | None = None
+) -> Path:
     """Trains to the end of the epochs or of all progress, evaluating every `eval_interval` steps.
 
     Args:
         config: all settings.
         resume: go on with the run of that name, from its newest checkpoint (from the start if it has none yet).
         resume_from: go on from the checkpoint of this name, for example "step_00002000"; later ones are dropped.
+        started: the time by `time.perf_counter()` from which the running time counts; None: now.
 
     Returns:
         The run's folder.
@@ -315,6 +323,7 @@ def train(config: TrainConfig, resume: bool = False, resume_from: str | None = N
             finite, or the disk is full.
         SystemExit: Ctrl-C or SIGTERM, after the state was saved.
     """
+    started = time.perf_counter() if started is None else started
     if config.require_gpu:
         require_gpu()
     import_model(config.model_name)  # an unknown name is answered at once, not after an hour of download
@@ -322,9 +331,9 @@ def train(config: TrainConfig, resume: bool = False, resume_from: str | None = N
     config = with_precision(config, len(data.class_ids))
     total_steps = count_steps(config, data)
     resuming = resume or resume_from is not None
+    model = build_model(config, len(data.class_ids))
+    compile_model(model, config, total_steps)
     with checkpoints.opened_run(config, data, resuming) as folder, StopRequest() as stop:
-        model = build_model(config, len(data.class_ids))
-        compile_model(model, config, total_steps)
         model.test_on_batch(*first_batch(data, config))  # builds the metrics, whose state a checkpoint restores
         progress = find_progress(config, folder, model, resume_from, total_steps)
         checkpoints.write_description(config, data)  # the settings that a resumed run may change
@@ -332,6 +341,7 @@ def train(config: TrainConfig, resume: bool = False, resume_from: str | None = N
             announce(config, model, data, total_steps, progress)
             states = checkpoints.StateSaver(config)
             steps = Steps(config, log, states, progress, stop)
+            steps.started = started - progress.seconds
             if progress.step:
                 steps.running_means = [keras.ops.convert_to_numpy(value) for value in model.metrics_variables]
             with closing(states):
@@ -353,6 +363,8 @@ def count_steps(config: TrainConfig, data: Dataset) -> int:
     if config.batch_size > num_pictures:
         raise UserError(f"batch_size is {config.batch_size}, but there are {num_pictures} training pictures; lower it")
     total_steps = config.num_epochs * num_pictures // config.batch_size
+    if config.picture_sizes and not config.resizes:
+        raise UserError("picture_sizes needs pictures that are scaled; set --resized-crop, for example to 44 64")
     if len(config.picture_sizes) > total_steps:
         raise UserError(f"there are {len(config.picture_sizes)} picture_sizes for {total_steps} steps; name fewer")
     if config.eval_interval > total_steps:
@@ -401,7 +413,7 @@ def find_progress(
 
 def run_intervals(steps: Steps, model: keras.Model, data: Dataset, total_steps: int) -> None:
     """Trains from one evaluation to the next until the end; the last interval may be shorter."""
-    config, progress = steps.config, steps.progress
+    config, progress, steps.total_steps = steps.config, steps.progress, total_steps
     steps.distributions = Distributions(model, first_batch(data, config)[0][:HISTOGRAM_PICTURES])
     if not progress.step:
         steps.log.start(config, model, data)
@@ -411,8 +423,8 @@ def run_intervals(steps: Steps, model: keras.Model, data: Dataset, total_steps: 
             size_before, size = size, picture_size(config, progress.step, total_steps)
             if size != size_before:
                 trace_anew(model)
-            next_evaluation = (progress.step // config.eval_interval + 1) * config.eval_interval
-            steps.last_step = min(next_evaluation, same_size_until(config, progress.step, total_steps), total_steps)
+            until = (progress.step // config.eval_interval + 1) * config.eval_interval
+            steps.last_step = min(until, same_size_until(config, progress.step, total_steps), total_steps)
             model.fit(
                 train_batches(data.train, config, progress.step, size),
                 steps_per_epoch=steps.last_step - progress.step,
@@ -420,14 +432,16 @@ def run_intervals(steps: Steps, model: keras.Model, data: Dataset, total_steps: 
                 shuffle=False,  # they are shuffled
                 verbose=0,
             )
-            if progress.step in (next_evaluation, total_steps):
+            if progress.step == steps.last_step and steps.evaluated_next():
                 evaluate_and_save(steps, model, data, total_steps)
             stop_if_asked(steps)
     steps.states.wait()
+    progress.seconds = steps.seconds()
+    steps.log.end(progress.step, progress.seconds)
     reason = "no progress after four cuts of the rate" if progress.control.done() else "all epochs done"
-    which, val_acc = ("last", progress.control.val_accs[-1]), ("best", progress.best_val_acc)
-    name, top_1 = val_acc if config.schedule == "plateau" else which
-    result = f"{name} validation top-1 {top_1:.2%}, in {config.run_dir / config.model_file}"
+    plateau = config.schedule == "plateau"
+    kept, top_1 = ("best", progress.best_val_acc) if plateau else ("last", progress.control.val_accs[-1])
+    result = f"{kept} validation top-1 {top_1:.2%}, in {config.run_dir / config.model_file}"
     print(f"end at step {progress.step:,} ({reason}) after {progress.seconds:,.0f} s: {result}")
 
 
@@ -573,7 +587,7 @@ def help_text() -> str:
 def main() -> None:
     """Runs the command."""
     arguments = parse()
-    folder = train(arguments.config, arguments.resume, arguments.resume_from)
+    folder = train(arguments.config, arguments.resume, arguments.resume_from, START)
     print(f"now: python evaluate.py {folder}, or: tensorboard --logdir {arguments.config.runs_dir}")
 
 

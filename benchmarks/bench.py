@@ -7,7 +7,7 @@ results/benchmarks.json and results/benchmarks.png. Under KERAS_BACKEND=jax, and
 command adds the rows of that backend and that machine.
 """
 
-from startup import ROOT, UserError, command, command_line, keras
+from startup import ROOT, UserError, command, command_line, gpu_names, keras
 
 import json
 import os
@@ -25,12 +25,14 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from benchmarks.worker import MARK
-from checkpoints import hardware, versions
-from config import DEFAULT_DATA_DIR
+from checkpoints import hardware, versions, write_atomically
+from config import DEFAULT_DATA_DIR, RECIPES
 from dataset import open_dataset
+from report import update_readme
 
 RESULTS = ROOT / "results" / "benchmarks.json"
 CHART = RESULTS.with_suffix(".png")
+BEGIN, END = "<!-- benchmarks: written by make bench -->\n", "<!-- end of benchmarks -->"  # in the README
 
 
 @dataclass(frozen=True)
@@ -51,18 +53,20 @@ GROUPS = {
             "ours, crop and flip": "pipelines.ours_crop_and_flip",
             "tf.data, picture by picture (2017's way)": "pipelines.per_picture",
             "Keras directory, cache, random layers": "pipelines.keras_layers",
-            "PyTorch DataLoader, 2 workers, Pillow": "torch_peers.loader",
+            "PyTorch DataLoader, a worker a core, Pillow": "torch_peers.loader",
         },
         "pictures/s",
-        rounds=5,
+        rounds=4,
     ),
     "first start": Group(
         {
             "ours": "pipelines.our_first_start",
             "each JPEG decoded once": "pipelines.decode_all",
-            "Keras directory, cache(file)": "pipelines.keras_first_start",
+            "Keras directory, cache(file), first pass": "pipelines.keras_first_pass",
+            "Keras directory, cache(file), first batch": "pipelines.keras_first_batch",
         },
         "s",
+        rounds=2,
     ),
     "second start": Group(
         {"ours": "pipelines.our_second_start", "Keras directory, cache(file)": "pipelines.keras_second_start"},
@@ -90,14 +94,16 @@ GROUPS = {
         "pictures/s",
         rounds=2,
     ),
+    "VGG-16, evaluation with histograms and saves": Group({"ours": "wholes.vgg_16_evaluation"}, "s", rounds=1),
     "evaluation of 200 pictures": Group(
         {
             "ours": "looking.ten_crops_in_batches",
-            "ours, trained with precision auto": "looking.ten_crops_in_batches_auto",
+            "ours, precision auto": "looking.ten_crops_in_batches_auto",
             "a picture a call (2017's way)": "looking.ten_crops_one_by_one",
+            "a picture a call, precision auto": "looking.ten_crops_one_by_one_auto",
         },
         "s",
-        rounds=2,
+        rounds=1,
     ),
     "evaluation of 200 pictures, width 1/8": Group(
         {
@@ -124,7 +130,7 @@ GROUPS = {
 
 @dataclass(frozen=True)
 class Claim:
-    """A line of the table: how many times better the first is than the best of the others, or its own figure."""
+    """A line of the table: how many times better the first is than the best of its peers, or its own figure."""
 
     what: str
     group: str
@@ -136,31 +142,37 @@ class Claim:
 
 
 def _claims() -> list[Claim]:
-    keras_cache = ("Keras directory, cache(file)",)
     batches = [label for label in GROUPS["batches"].contenders if not label.startswith("ours")]
     torch = tuple(label for label in GROUPS["VGG-16 training, PyTorch"].contenders if "ours" not in label)
     train = "ours: train.py --recipe vgg_16_fast"
-    one_by_one, auto = ("a picture a call (2017's way)",), "ours, trained with precision auto"
+    one_by_one, built = ("a picture a call (2017's way)",), "the same, its 64 functions built beforehand"
+    first_pass, second = ("Keras directory, cache(file), first pass",), ("Keras directory, cache(file)",)
+    whole, narrow = "evaluation of 200 pictures", "evaluation of 200 pictures, width 1/8"
+    bfloat16, kernels = ("a picture a call, precision auto",), "64 kernel pictures of conv2_2"
     return [
         Claim("batches against the best peer", "batches", "ours", tuple(batches), 6),
         Claim("batches, pictures/s", "batches", "ours", (), 30_000),
         Claim("batches, crop and flip alone, pictures/s", "batches", "ours, crop and flip", (), 60_000),
         Claim("first start against decoding once", "first start", "ours", ("each JPEG decoded once",), 1 / 1.2),
-        Claim("first start against Keras's cache", "first start", "ours", keras_cache, 1),
+        Claim("first start against Keras's first pass", "first start", "ours", first_pass, 1),
         Claim("second start, s", "second start", "ours", (), 1, at_most=True),
-        Claim("second start against Keras's cache", "second start", "ours", keras_cache, 1),
+        Claim("second start against Keras's cache", "second start", "ours", second, 1),
         Claim("train.py against its bare step", "VGG-16 training, Keras", train, ("its bare step",), 0.97),
         Claim("VGG-16 against a Keras port", "VGG-16 training, Keras", train, ("Keras port, float32, 64",), 1.8),
         Claim("VGG-16 against the best PyTorch", "VGG-16 training, PyTorch", train, torch, 1.1),
-        Claim("evaluation, centre and 10 crops, float32", "evaluation of 200 pictures", "ours", one_by_one, 4),
-        Claim("the same, precision auto", "evaluation of 200 pictures", auto, one_by_one, 4),
-        Claim("the same, width 1/8, float32", "evaluation of 200 pictures, width 1/8", "ours", one_by_one, 4),
-        Claim("64 kernel pictures", "64 kernel pictures of conv2_2", "ours", ("a gradient each (2017's way)",), 10),
+        Claim("evaluation, centre and 10 crops, float32", whole, "ours", one_by_one, 4),
+        Claim("the same, precision auto", whole, "ours, precision auto", bfloat16, 4),
+        Claim("the same, precision auto against float32", whole, "ours, precision auto", one_by_one, 4),
+        Claim("the same, width 1/8, float32", narrow, "ours", one_by_one, 4),
+        Claim("64 kernel pictures", kernels, "ours", ("a gradient each (2017's way)",), 10),
+        Claim("64 kernel pictures, peer built beforehand", kernels, "ours", (built,), 1),
         Claim("memory of its own, GB", "memory of its own, single_layer_nn", "ours", (), 2, at_most=True),
     ]
 
 
 # Measuring
+
+SHARED_GPU = {"TF_FORCE_GPU_ALLOW_GROWTH": "true", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # several live at once
 
 
 class Worker:
@@ -169,14 +181,14 @@ class Worker:
     def __init__(self, contender: str, data_dir: Path, scratch: str) -> None:
         module, name = contender.split(".")
         command = [sys.executable, "-m", "benchmarks.worker", module, name, str(data_dir)]
-        self._name = contender
+        self._name, self._errors = contender, tempfile.TemporaryFile("w+")
         self._process = subprocess.Popen(
             command,
             cwd=ROOT,
-            env=os.environ | {"TMPDIR": scratch},
+            env=os.environ | {"TMPDIR": scratch} | SHARED_GPU,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=self._errors,
             text=True,
         )
         self._answer()
@@ -185,7 +197,8 @@ class Worker:
         for line in self._process.stdout:
             if line.startswith(MARK):
                 return json.loads(line.removeprefix(MARK))
-        reason = (self._process.stderr.read().strip().splitlines() or ["it ended"])[-1]
+        self._errors.seek(0)
+        reason = (self._errors.read().strip().splitlines() or ["it ended"])[-1]
         raise UserError(f"the benchmark {self._name} failed: {reason}")
 
     def timed_round(self) -> float:
@@ -198,6 +211,7 @@ class Worker:
         """Ends the process."""
         self._process.kill()
         self._process.wait()
+        self._errors.close()
 
 
 def measure(group: Group, data_dir: Path) -> dict[str, list[float]]:
@@ -246,22 +260,54 @@ def judge(results: dict[str, dict]) -> list[dict]:
     return rows
 
 
+def shown(row: dict) -> tuple[str, str]:
+    """What was measured, and the goal, of a row."""
+    value, goal, ratio = row["value"], row["goal"], "peer" in row
+    number = f"{value:,.0f}" if value >= 1000 else f"{value:.2f}"
+    sign = "at most" if row["at_most"] else "at least"
+    limit = f"{goal:,.0f}" if goal >= 10 else f"{goal:.2f}".rstrip("0").rstrip(".")
+    return number + " x" * ratio, f"{sign} {limit}" + " x" * ratio
+
+
 def table(rows: list[dict]) -> str:
     """The rows for people."""
-    lines = [f"{'':<48}{'measured':>10}{'goal':>12}"]
+    lines = [f"{'':<44}{'measured':>10}  {'goal':<18}against"]
     for row in rows:
-        ratio = "peer" in row
-        number = (
-            f"{row['value']:.2f} x"
-            if ratio
-            else f"{row['value']:,.3g}"
-            if row["value"] < 100
-            else f"{row['value']:,.0f}"
-        )
-        goal = f"{'<=' if row['at_most'] else '>='} {row['goal']:,.3g}" if row["goal"] < 100 else f">= {row['goal']:,}"
-        against = f"  ({row['peer']})" if ratio else ""
-        lines.append(f"{row['what']:<48}{number:>10}{goal:>12}{'' if row['reached'] else '  MISSED'}{against}")
+        number, goal = shown(row)
+        missed = "" if row["reached"] else "MISSED  "
+        lines.append(f"{row['what']:<44}{number:>10}  {goal:<18}{missed}{row.get('peer', '')}")
     return "\n".join(lines)
+
+
+def readme_table(everything: dict) -> str:
+    """The rows of every machine and backend as Markdown."""
+    parts = []
+    for name, found in everything.items():
+        share = "; ".join(f"{label} {part:.0%}" for label, part in found["shares_of_the_ceilings"].items())
+        parts += ["| what | measured | goal | against |", "|---|---|---|---|"]
+        for row in found["table"]:
+            number, goal = shown(row)
+            number = f"**{number}**" if row["reached"] else f"{number}, missed"
+            parts.append(f"| {row['what']} | {number} | {goal} | {row.get('peer', '')} |")
+        parts.append(f"\n{name}, {found['date']}: `{found['command']}`, {found['seconds'] / 60:.0f} min. {share}.\n")
+    return "\n".join(parts) + "\n"
+
+
+CROP, PICTURE = 56 * 56 * 3, 64 * 64 * 3
+PICTURE_BYTES = {  # that must be read or written for one picture: gathered, cropped and flipped, its colours changed
+    "ours": 2 * PICTURE + 2 * CROP + 2 * CROP,
+    "ours, crop and flip": 2 * PICTURE + 2 * CROP,
+}
+_SIDES, _CHANNELS = (56, 56, 28, 28, 14, 14, 14, 7, 7, 7), (3, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512)
+_DENSE = (7 * 7 * 512, 4096, 2048, 200)
+VGG_16_FLOP = (
+    3
+    * 2
+    * (  # forward, and twice as much backward; a multiplication with its addition is two
+        sum(side**2 * 9 * a * b for side, (a, b) in zip(_SIDES, pairwise(_CHANNELS), strict=True))
+        + sum(a * b for a, b in pairwise(_DENSE))
+    )
+)
 
 
 def shares(results: dict[str, dict]) -> dict[str, float]:
@@ -280,24 +326,12 @@ def shares(results: dict[str, dict]) -> dict[str, float]:
         recipes = (("its bare step", "bfloat16 product"), ("the bare step of 2017's settings", "float32 product"))
         for label, product in recipes:
             found[f"VGG-16 step, {label}: of the {product}"] = steps[label] * VGG_16_FLOP / products[product]
+    if {"VGG-16 training, Keras", "VGG-16, evaluation with histograms and saves"} <= results.keys():
+        recipe, speed = RECIPES["vgg_16_fast"], medians["VGG-16 training, Keras"]["ours: train.py --recipe vgg_16_fast"]
+        interval = recipe.eval_interval * recipe.batch_size / speed
+        seconds = medians["VGG-16, evaluation with histograms and saves"]["ours"]
+        found["vgg_16_fast, evaluation, histograms and saves: of the whole time"] = seconds / (seconds + interval)
     return found
-
-
-CROP, PICTURE = 56 * 56 * 3, 64 * 64 * 3
-PICTURE_BYTES = {  # that must be read or written for one picture: gathered, cropped and flipped, its colours changed
-    "ours": 2 * PICTURE + 2 * CROP + 2 * CROP,
-    "ours, crop and flip": 2 * PICTURE + 2 * CROP,
-}
-_SIDES, _CHANNELS = (56, 56, 28, 28, 14, 14, 14, 7, 7, 7), (3, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512)
-_DENSE = (7 * 7 * 512, 4096, 2048, 200)
-VGG_16_FLOP = (
-    3
-    * 2
-    * (  # forward, and twice as much backward; a multiplication with its addition is two
-        sum(side**2 * 9 * a * b for side, (a, b) in zip(_SIDES, pairwise(_CHANNELS), strict=True))
-        + sum(a * b for a, b in pairwise(_DENSE))
-    )
-)
 
 
 def draw(results: dict[str, dict]) -> None:
@@ -320,7 +354,8 @@ def draw(results: dict[str, dict]) -> None:
         axes.margins(x=0.12)
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(left=False)
-    figure.savefig(CHART)
+    figure.suptitle(machine(), x=0.01, ha="left", fontsize=9)
+    figure.savefig(CHART if keras.backend.backend() == "tensorflow" else CHART.with_stem("benchmarks_jax"))
 
 
 # The command
@@ -353,8 +388,9 @@ def write(results: dict[str, dict], rows: list[dict], seconds: float) -> None:
         "shares_of_the_ceilings": shares(results),
         "measured": results,
     }
-    RESULTS.write_text(json.dumps(everything, indent=1) + "\n")
+    write_atomically(RESULTS, lambda path: path.write_text(json.dumps(everything, indent=1) + "\n"))
     draw(results)
+    update_readme(begin=BEGIN, end=END, table=readme_table(everything))
 
 
 @command
@@ -366,7 +402,9 @@ def main() -> None:
     open_dataset(arguments.data_dir)
     start, results = time.monotonic(), {}
     print(f"{machine()}; load {os.getloadavg()[0]:.1f}: nothing else should run meanwhile")
-    for name in arguments.only or GROUPS:
+    # on a GPU the peers that only the processor runs tell nothing
+    names = [name for name in arguments.only or GROUPS if not (gpu_names() and "PyTorch" in name)]
+    for name in names:
         found = measure(GROUPS[name], arguments.data_dir.resolve())
         results[name] = {"unit": GROUPS[name].unit, "rounds": found}
         for label, numbers in found.items():
@@ -379,7 +417,7 @@ def main() -> None:
         print(f"{label}: {share:.0%}")
     if not arguments.only:
         write(results, rows, time.monotonic() - start)
-        print(f"written: {RESULTS}, {CHART} (after {time.monotonic() - start:.0f} s)")
+        print(f"written: {RESULTS} and its chart (after {time.monotonic() - start:.0f} s)")
 
 
 if __name__ == "__main__":

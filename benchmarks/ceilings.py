@@ -1,6 +1,6 @@
 """What the machine can do at most, measured in the same run: copying memory, and the matrix product."""
 
-from startup import tf
+from startup import keras
 
 import time
 from collections.abc import Callable
@@ -38,9 +38,8 @@ def memory_copy(_data_dir: Path) -> Callable[[], float]:
 def matrix_product(dtype: str) -> Callable[[], float]:
     """Floating-point operations a second, two for each multiplication with addition, of 2048 x 2048 matrices."""
     side = 2048
-    a, b = (tf.cast(tf.random.stateless_normal((side, side), (0, seed)), dtype) for seed in (0, 1))
-    product = tf.function(lambda: tf.matmul(a, b))
-    return repeated(lambda: product()[0, 0].numpy(), 2 * side**3)
+    a, b = (keras.random.normal((side, side), dtype=dtype, seed=seed) for seed in (0, 1))
+    return repeated(lambda: float(keras.ops.matmul(a, b)[0, 0]), 2 * side**3)
 
 
 def product_float32(_data_dir: Path) -> Callable[[], float]:

@@ -61,9 +61,14 @@ def ten_crops_one_by_one_narrow(data_dir: Path) -> Callable[[], float]:
     return ten_crops_one_by_one(data_dir, RECIPES["demo"].width)
 
 
-def ten_crops_one_by_one(data_dir: Path, width: float = 1.0) -> Callable[[], float]:
+def ten_crops_one_by_one_auto(data_dir: Path) -> Callable[[], float]:
+    """2017's way for a run that was trained with --precision auto."""
+    return ten_crops_one_by_one(data_dir, precision="auto")
+
+
+def ten_crops_one_by_one(data_dir: Path, width: float = 1.0, precision: str = "float32") -> Callable[[], float]:
     """2017's notebook: two loops that read a picture each time, one for the centre and one for the ten crops."""
-    data, model = open_dataset(data_dir), model_of("float32", width)
+    data, model = open_dataset(data_dir), model_of(precision, width)
     spare = 64 - BASE.crop_size
     corners = [(0, 0), (0, spare), (spare, 0), (spare, spare), (spare // 2, spare // 2)]
 

@@ -338,7 +338,7 @@ def test_changed_versions_and_a_changed_model_file_are_refused(run, config, data
 @pytest.mark.parametrize("name", ["train", "losses", "input_pipe", "logistic_regression"])
 def test_changed_sources_are_refused_but_not_for_a_comment(run, config, data, name):
     path = run / "source" / f"{name}.py"
-    path.write_text(path.read_text() + "\n# a remark\n")
+    path.write_text(path.read_text() + '\n# a remark\n"""And a docstring."""\n')
     checkpoints.reopen_run(config, data)
     path.write_text(path.read_text() + "\nsomething = 1\n")
     with pytest.raises(UserError, match=f"{name}.py is not what it was; the run's own copy is"):
@@ -350,16 +350,20 @@ def test_changed_sources_are_refused_but_not_for_a_comment(run, config, data, na
 
 def test_another_machine_is_said_and_both_are_kept(run, config, data, monkeypatch, capsys):
     first = checkpoints.hardware()
-    monkeypatch.setattr(checkpoints, "hardware", lambda: "64 cores, another")
-    monkeypatch.setenv("OMP_NUM_THREADS", "64")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    second = checkpoints.hardware()
+    assert second == f"{first}, OMP_NUM_THREADS=1"
+    for before, now in ((first, second), (second, first)):
+        monkeypatch.setattr(checkpoints, "hardware", lambda now=now: now)
+        checkpoints.reopen_run(config, data)
+        assert f"was trained on {before}, and goes on on {now}: it will not be" in capsys.readouterr().err
+        checkpoints.write_description(config, data)
+        checkpoints.reopen_run(config, data)
+        assert "goes on" not in capsys.readouterr().err
+    assert checkpoints.read_config(run)[1]["hardware"] == f"{first}; then {second}; then {first}"
+    monkeypatch.setattr(checkpoints, "hardware", lambda: first[1:])  # another number of cores
     checkpoints.reopen_run(config, data)
-    errors = capsys.readouterr().err
-    assert f"began on {first}, and goes on with 64 cores, another" in errors
-    assert "{'OMP_NUM_THREADS': '64'}" in errors
-    checkpoints.write_description(config, data)
-    assert checkpoints.read_config(run)[1]["hardware"] == f"{first}; then 64 cores, another"
-    checkpoints.reopen_run(config, data)
-    assert "began on" not in capsys.readouterr().err
+    assert "goes on" in capsys.readouterr().err
 
 
 def test_a_run_that_has_lost_its_states_is_not_begun_again(run, config, data):

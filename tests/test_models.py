@@ -246,6 +246,27 @@ def test_a_block_of_resnet_18_begins_as_the_identity():
     np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize("side", [32, 35, 37, 48])
+def test_resnet_18_lies_alike_on_pictures_of_every_side(side):
+    """A unit sees the same pixels around its own place, whatever the side: `same` padding would move them by one."""
+    model = narrow("resnet_18", width=0.25, schedule="cosine", picture_sizes=(32,))
+    early = keras.Model(model.inputs, model.get_layer("relu3_1a").output)  # two strides of 2
+    pictures = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), np.uint8)
+    whole, part = early.predict_on_batch(pictures), early.predict_on_batch(pictures[:, :side, :side])
+    np.testing.assert_allclose(part[:, :4, :4], whole[:, :4, :4], rtol=1e-4, atol=1e-4)
+
+
+def test_frozen_normalisation_does_not_move():
+    from resnet_18 import FusedBatchNormalization
+
+    layer = FusedBatchNormalization()
+    x = np.random.default_rng(0).normal(3, 2, (8, 5, 5, 4)).astype("float32")
+    layer.build(x.shape)
+    layer.trainable = False
+    np.testing.assert_allclose(layer(x, training=True), x / np.sqrt(1 + layer.epsilon), rtol=1e-5)
+    assert not np.any(layer.moving_mean)
+
+
 def test_resnet_18_takes_pictures_of_any_size_where_they_change():
     config = TrainConfig("resnet_18", width=0.1, schedule="cosine", picture_sizes=(32, 48))
     assert build_model(config, 7).input_shape == (None, None, None, 3)

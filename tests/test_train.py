@@ -4,6 +4,7 @@ from startup import UserError
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import fields, replace
@@ -155,14 +156,36 @@ def test_each_size_of_pictures_has_an_equal_part_of_the_run(total):
     assert train.picture_size(TrainConfig(), 5, 10) == train.eval_size(TrainConfig(), 5, 10) == 56
 
 
+@pytest.mark.parametrize("step", [7, 8, 13, 16, 19, 20])
+def test_a_stop_at_any_step_loses_nothing(sample_dir, tmp_path, monkeypatch, step):
+    """Within an interval, at its last step, at a change of size, at the last step of all."""
+    config = tiny_fixed(sample_dir, tmp_path, summary_interval=5, keep_checkpoints=20)
+    whole = train.train(config)
+    stopped = replace(config, config_name="stopped")
+
+    def stop(self, batch, logs, on_step=train.Steps.on_train_batch_end):
+        if self.progress.step + 1 == step:
+            self.stop_request.signal = signal.SIGTERM
+        on_step(self, batch, logs)
+
+    with monkeypatch.context() as patches:
+        patches.setattr(train.Steps, "on_train_batch_end", stop)
+        with pytest.raises(SystemExit):
+            train.train(stopped)
+    assert checkpoints.checkpoints(stopped.run_dir)[-1].name == f"step_{step:08d}"
+    train.train(stopped, resume=True)
+    assert final_state(stopped.run_dir) == final_state(whole)
+    assert points(stopped.run_dir) == points(whole)
+
+
 def tiny_fixed(sample_dir, tmp_path, **settings):
-    """20 steps, of which the first 13 are on smaller pictures; evaluations at 8, 16 and 20."""
+    """20 steps, of which the first 14 are on smaller pictures; evaluations at 8, 16 and 20."""
     config = replace(FIXED, data_dir=str(sample_dir), runs_dir=str(tmp_path), width=0.1, lr=0.05)
-    return replace(config, batch_size=20, num_epochs=2, eval_interval=8, checkpoint_interval=6, **settings)
+    return replace(config, batch_size=20, num_epochs=2, eval_interval=8, checkpoint_interval=1, **settings)
 
 
 def test_a_run_with_a_fixed_schedule_keeps_the_last_weights_and_resumes_exactly(sample_dir, tmp_path, capsys):
-    config = tiny_fixed(sample_dir, tmp_path, keep_checkpoints=9, summary_interval=5)
+    config = tiny_fixed(sample_dir, tmp_path, keep_checkpoints=20, summary_interval=5)
     folder = train.train(config)
     assert "last validation top-1" in capsys.readouterr().out
     assert not (folder / "best.keras").exists()
@@ -174,7 +197,7 @@ def test_a_run_with_a_fixed_schedule_keeps_the_last_weights_and_resumes_exactly(
     with np.load(folder / "checkpoints" / "step_00000020" / "arrays.npz") as arrays:
         kernel = next(arrays[name] for name in arrays if name.endswith(" fc/kernel"))
     np.testing.assert_array_equal(model.get_layer("fc").kernel, kernel)
-    for step in (18, 12, 6):  # within the last size; within the second part of the first; within its first
+    for step in (18, 14, 7):  # within the last size, as it begins, and between two parts of the first
         train.train(config, resume_from=f"step_{step:08d}")
         assert final_state(folder) == whole
         assert points(folder) == points_before
@@ -191,6 +214,9 @@ def test_the_rate_of_a_fixed_schedule_is_logged(sample_dir, tmp_path):
 def test_a_net_of_one_size_is_not_given_others(sample_dir, tmp_path):
     with pytest.raises(UserError, match="vgg_16 takes pictures of one size alone; leave picture_sizes out"):
         train.train(tiny_fixed(sample_dir, tmp_path, model_name="vgg_16"))
+    with pytest.raises(UserError, match="picture_sizes needs pictures that are scaled; set --resized-crop"):
+        train.train(tiny_fixed(sample_dir, tmp_path, resized_crop=(0, 0)))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
