@@ -317,7 +317,7 @@ def load_run(folder: str | Path) -> Run:
     """Opens the model that a run kept. Nothing that the folder brings along is executed: Keras's safe mode stays on.
 
     Raises:
-        UserError: there is no run, no best model yet, or one that is broken or of other classes.
+        UserError: there is no run, no model yet, or one that is broken or of other classes.
     """
     folder = Path(folder)
     config, description = read_config(folder)

@@ -44,11 +44,12 @@ class TrainConfig:
     """Passes over the training pictures at most (1 or more); a plateau ends the run sooner."""
     lr: float = setting(0.01, 0, 1e6)
     """The learning rate at its highest (0 to 1e6): at the start, or after the warm-up."""
-    schedule: Literal["plateau", "cosine", "linear"] = "plateau"
+    schedule: Literal["plateau", "cosine", "one_cycle"] = "plateau"
     """How the rate falls. plateau: each plateau of the validation accuracy cuts it to a fifth, and the fourth cut ends
-    the run; best.keras holds the most accurate weights. cosine, linear: to 0 over all epochs; last.keras: the last."""
+    the run; best.keras holds the most accurate weights. cosine, one_cycle (a straight line): to 0 over all epochs;
+    last.keras holds the last."""
     warmup: float = setting(0.0, 0, 0.9)
-    """For cosine and linear: share of all steps in which the rate first rises from 0 (0 to 0.9)."""
+    """For cosine and one_cycle: share of all steps in which the rate first rises from 0 (0 to 0.9)."""
     momentum: float = setting(0.9, 0, 1)
     """Nesterov momentum (0 to 1)."""
     reg: float = setting(5e-4, 0, 1e38)
@@ -211,7 +212,7 @@ RECIPES: dict[str, TrainConfig] = {
         batch_size=128,
         num_epochs=7,
         lr=0.2,
-        schedule="linear",
+        schedule="one_cycle",
         warmup=0.15,
         loss="softmax_smooth_ce",
         picture_sizes=(32, 32, 32, 40, 40, 48, 48),
@@ -222,7 +223,7 @@ RECIPES: dict[str, TrainConfig] = {
         eval_interval=782,
         checkpoint_interval=391,
     ),
-    # All three models on the sample set, in minutes on two cores
+    # The models of 2017 on the sample set, in minutes on two cores
     "demo": replace(BASE, data_dir="sample-data", num_epochs=15, width=0.125, summary_interval=50, eval_interval=150),
 }
 """Named starting points: `train.py --recipe NAME`, any setting of which can still be changed."""

@@ -29,7 +29,7 @@ from layout import (
     val_pictures,
     warn,
 )
-from packing import INDEX_VERSION, bad_pictures, commit, file_stamp, folder_stamp, pack_split, remove_partial
+from packing import BAD_LIST, INDEX_VERSION, bad_pictures, commit, file_stamp, folder_stamp, pack_split, remove_partial
 
 __all__ = ["Dataset", "Split", "build_label_dicts", "describe", "load_filenames_labels", "open_dataset"]
 
@@ -94,6 +94,7 @@ def _pack(root: Path, stamp: str, skip_bad_images: bool) -> None:
 def _check_bad_pictures(root: Path, bad: Sequence[str], index: dict, skip_bad_images: bool) -> list[str]:
     """A note on the bad pictures that are left out, if that is allowed and enough are left; none if all are good."""
     if not bad:
+        (root / BAD_LIST).unlink(missing_ok=True)  # of an earlier time
         return []
     if not skip_bad_images:
         raise UserError(f"{bad_pictures(root, bad)}; replace them, or leave them out with --skip-bad-images")

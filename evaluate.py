@@ -1,4 +1,4 @@
-"""Top-1 and top-5 accuracy of runs' best models, by the centre crop and by 10 crops, over every validation picture."""
+"""Top-1 and top-5 accuracy of the models that runs kept, by the centre crop and by 10 crops, over all of validation."""
 
 from startup import UserError, command, command_line, keras
 

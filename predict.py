@@ -40,7 +40,7 @@ class Arguments:
     """JPEG, PNG, WebP, GIF, BMP, TIFF or PPM files of any size; - reads a list of them, one a line, from standard
     input."""
     run: str | None = None
-    """The folder of the run whose best model is asked, such as runs/vgg_16/default; without it, the newest run."""
+    """The folder of the run whose model is asked, such as runs/vgg_16/default; without it, the newest run."""
     output: str | None = None
     """Also draw the pictures, their classes as bars and their saliency maps into this file (.png, .pdf, .svg, .jpg)."""
     top: int = 5
@@ -100,7 +100,7 @@ def _square(image: Image.Image) -> Image.Image:
 
 
 def newest_run(runs_dir: str | Path = TrainConfig.runs_dir) -> Path:
-    """The folder of the run whose best model was written last.
+    """The folder of the run whose model was written last.
 
     Raises:
         UserError: there is none.
@@ -135,7 +135,7 @@ def predict(
     method: str | None = None,
     labels: Sequence[int] | None = None,
 ) -> list[Prediction]:
-    """What a run's best model says of pictures.
+    """What a run's model says of pictures.
 
     Args:
         run: as `load_run` gives it.

@@ -70,7 +70,8 @@ class FixedSchedule(keras.optimizers.schedules.LearningRateSchedule):
     """The rate as a function of the step: up from 0 in a straight line, then down to 0.
 
     Args:
-        config: `lr`, `schedule` ("cosine", https://arxiv.org/abs/1608.03983, or "linear") and `warmup` are used.
+        config: `lr`, `schedule` ("cosine", https://arxiv.org/abs/1608.03983, or "one_cycle",
+            https://arxiv.org/abs/1708.07120) and `warmup` are used.
         total_steps: of the whole run.
     """
 
@@ -357,7 +358,7 @@ def count_steps(config: TrainConfig, data: Dataset) -> int:
     """
     num_pictures = len(data.train.labels)
     if config.schedule == "plateau" and (config.picture_sizes or config.warmup):
-        raise UserError("picture_sizes and warmup need a fixed schedule; set --schedule to cosine or linear")
+        raise UserError("picture_sizes and warmup need a fixed schedule; set --schedule to cosine or one_cycle")
     if len(data.class_ids) < 2:
         raise UserError(f"{data.root} has one class alone, of which nothing can be learnt; give it two or more")
     if config.batch_size > num_pictures:

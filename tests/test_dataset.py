@@ -276,6 +276,11 @@ def test_all_bad_pictures_are_listed_together(folder):
         *(f"train/n02/images/bad_{i:02}.JPEG (empty)" for i in range(12)),
         "val/images/val_3.JPEG (empty)",
     ]
+    for line in listed[:-1]:
+        (folder / line.removesuffix(" (empty)")).unlink()
+    write(folder / "val/images/val_3.JPEG", picture(3))
+    open_dataset(folder)
+    assert not (folder / "bad_pictures.txt").exists()
 
 
 def test_skipping_bad_pictures(folder, capsys):

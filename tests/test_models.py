@@ -1,4 +1,4 @@
-"""The three models against what they were in 2017: layers, first weights, L2, dropout; and how a model is found."""
+"""The models of 2017 against what they were: layers, first weights, L2, dropout; ResNet-18; how a model is found."""
 
 from startup import ROOT, UserError, keras
 

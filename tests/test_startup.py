@@ -62,7 +62,7 @@ def test_the_users_keras_settings_change_nothing(tmp_path):
     assert result.stdout.split() == ["channels_last", "float32"], result.stderr
 
 
-@pytest.mark.parametrize("seconds", [0.3, 1.5, 3.0])
+@pytest.mark.parametrize("seconds", [1.0, 3.0])
 def test_ctrl_c_at_the_start_ends_without_a_traceback(sample_dir, tmp_path, seconds):
     command = [sys.executable, str(ROOT / "train.py"), "--data-dir", str(sample_dir), "--num-epochs", "1000"]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

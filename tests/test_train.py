@@ -120,15 +120,15 @@ def test_a_value_out_of_range_is_named(values):
 # A fixed schedule
 
 FIXED = TrainConfig(
-    "resnet_18", schedule="linear", lr=0.8, warmup=0.25, picture_sizes=(32, 32, 48), resized_crop=(44, 64)
+    "resnet_18", schedule="one_cycle", lr=0.8, warmup=0.25, picture_sizes=(32, 32, 48), resized_crop=(44, 64)
 )
 
 
 @pytest.mark.parametrize(
     ("schedule", "warmup", "expected"),
     [
-        ("linear", 0.25, [0.25, 0.75, 11 / 12, 9 / 12, 7 / 12, 5 / 12, 3 / 12, 1 / 12]),  # 2 of 8 steps up to 1
-        ("linear", 0.0, [0.95, 0.85, 0.75, 0.65]),
+        ("one_cycle", 0.25, [0.25, 0.75, 11 / 12, 9 / 12, 7 / 12, 5 / 12, 3 / 12, 1 / 12]),  # 2 of 8 steps up to 1
+        ("one_cycle", 0.0, [0.95, 0.85, 0.75, 0.65]),
         ("cosine", 0.0, [0.99384417, 0.94550326, 0.85355339]),  # (1 + cos(pi (n + 1/2) / 10)) / 2
     ],
 )
