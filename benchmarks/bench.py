@@ -181,7 +181,7 @@ class Worker:
     def __init__(self, contender: str, data_dir: Path, scratch: str) -> None:
         module, name = contender.split(".")
         command = [sys.executable, "-m", "benchmarks.worker", module, name, str(data_dir)]
-        self._name, self._errors = contender, tempfile.TemporaryFile("w+")
+        self._name, self._errors = contender, tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the process
         self._process = subprocess.Popen(
             command,
             cwd=ROOT,
