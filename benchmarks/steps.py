@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from config import BASE, RECIPES
+from input_pipe import as_written
 from models import build_model, with_precision
 from train import compile_model
 
@@ -28,7 +29,7 @@ def fixed_batch(size: int) -> tuple[np.ndarray, np.ndarray]:
 
 def fitted(model: keras.Model, batch_size: int) -> Callable[[], float]:
     """A round: `fit` on one batch again and again, after two steps to warm up."""
-    batches = tf.data.Dataset.from_tensors(fixed_batch(batch_size)).repeat()
+    batches = as_written(tf.data.Dataset.from_tensors(fixed_batch(batch_size)).repeat())
 
     def fit(steps: int) -> None:
         model.fit(batches, steps_per_epoch=steps, shuffle=False, verbose=0)
