@@ -337,6 +337,8 @@ def shares(results: dict[str, dict]) -> dict[str, float]:
 def draw(results: dict[str, dict]) -> None:
     """A bar chart of each comparison."""
     groups = [name for name, result in results.items() if len(result["rounds"]) > 1 and "machine" not in name]
+    if not groups:
+        return
     figure = Figure(figsize=(9, 0.9 + sum(0.34 * len(results[name]["rounds"]) + 0.75 for name in groups)), dpi=110)
     figure.set_layout_engine("constrained")
     heights = [len(results[name]["rounds"]) + 1 for name in groups]
@@ -368,7 +370,7 @@ class Arguments:
     data_dir: Path = Path(DEFAULT_DATA_DIR)
     """The dataset's folder; the figures that are reported are for Tiny ImageNet."""
     only: tuple[str, ...] = ()
-    """Some of the groups only, by name; nothing is written then."""
+    """Some of the groups only, by name; the others' results stay as they are."""
 
 
 def machine() -> str:
@@ -376,21 +378,25 @@ def machine() -> str:
     return f"{keras.backend.backend()}, {hardware()}"
 
 
-def write(results: dict[str, dict], rows: list[dict], seconds: float) -> None:
-    """Adds this machine's results to the file, in the place of its earlier ones."""
+def write(results: dict[str, dict]) -> list[dict]:
+    """Puts what was measured in the place of this machine's earlier results of the same groups; the table's rows."""
     everything = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    before = everything.get(machine(), {}).get("measured", {})
+    measured = {name: (before | results)[name] for name in GROUPS if name in before | results}
+    rows = judge(measured)
     everything[machine()] = {
         "command": f"{'KERAS_BACKEND=jax ' if keras.backend.backend() == 'jax' else ''}make bench",
-        "seconds": round(seconds),
+        "seconds": round(sum(group["seconds"] for group in measured.values())),
         "date": time.strftime("%Y-%m-%d"),
         "versions": versions() | {"torch": metadata.version("torch"), "pillow": metadata.version("pillow")},
         "table": rows,
-        "shares_of_the_ceilings": shares(results),
-        "measured": results,
+        "shares_of_the_ceilings": shares(measured),
+        "measured": measured,
     }
     write_atomically(RESULTS, lambda path: path.write_text(json.dumps(everything, indent=1) + "\n"))
-    draw(results)
+    draw(measured)
     update_readme(begin=BEGIN, end=END, table=readme_table(everything))
+    return rows
 
 
 @command
@@ -400,24 +406,19 @@ def main() -> None:
     if unknown := set(arguments.only) - set(GROUPS):
         raise UserError(f"--only {', '.join(sorted(unknown))}: there is no such group; there are: {'; '.join(GROUPS)}")
     open_dataset(arguments.data_dir)
-    start, results = time.monotonic(), {}
     print(f"{machine()}; load {os.getloadavg()[0]:.1f}: nothing else should run meanwhile")
     # on a GPU the peers that only the processor runs tell nothing
     names = [name for name in arguments.only or GROUPS if not (gpu_names() and "PyTorch" in name)]
     for name in names:
+        start = time.monotonic()
         found = measure(GROUPS[name], arguments.data_dir.resolve())
-        results[name] = {"unit": GROUPS[name].unit, "rounds": found}
         for label, numbers in found.items():
             print(
                 f"{name}: {label}: {', '.join(f'{number:,.4g}' for number in numbers)} {GROUPS[name].unit}", flush=True
             )
-    rows = judge(results)
-    print("\n" + table(rows))
-    for label, share in shares(results).items():
-        print(f"{label}: {share:.0%}")
-    if not arguments.only:
-        write(results, rows, time.monotonic() - start)
-        print(f"written: {RESULTS} and its chart (after {time.monotonic() - start:.0f} s)")
+        seconds = round(time.monotonic() - start)
+        rows = write({name: {"unit": GROUPS[name].unit, "seconds": seconds, "rounds": found}})
+    print(f"\n{table(rows)}\nwritten: {RESULTS}, its chart, and the README's table")
 
 
 if __name__ == "__main__":
