@@ -292,5 +292,5 @@ def test_a_run_in_half_precision_resumes_exactly(config, precision):
     arrays, _ = checkpoints.read_state(checkpoints.checkpoints(folder)[-1])
     assert {array.dtype.name for name, array in arrays.items() if "kernel" in name} == {"float32"}
     lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    assert all(np.isfinite(line["data_loss"]) for line in lines)
+    assert all(np.isfinite(line["data_loss"]) for line in lines if line["split"] != "end")
     assert checkpoints.load_run(folder).model.output.dtype == "float32"

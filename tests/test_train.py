@@ -184,6 +184,13 @@ def tiny_fixed(sample_dir, tmp_path, **settings):
     return replace(config, batch_size=20, num_epochs=2, eval_interval=8, checkpoint_interval=1, **settings)
 
 
+@pytest.fixture
+def every_state(monkeypatch):
+    """Each state that is due is saved, however slow the disk is."""
+    monkeypatch.setattr(checkpoints.StateSaver, "busy", lambda _: False)
+
+
+@pytest.mark.usefixtures("every_state")
 def test_a_run_with_a_fixed_schedule_keeps_the_last_weights_and_resumes_exactly(sample_dir, tmp_path, capsys):
     config = tiny_fixed(sample_dir, tmp_path, keep_checkpoints=20, summary_interval=5)
     folder = train.train(config)
