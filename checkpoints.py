@@ -24,7 +24,6 @@ import re
 import shutil
 import sys
 import zipfile
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -37,7 +36,7 @@ import config as config_module
 import models
 from config import TrainConfig
 from dataset import Dataset
-from files import advice_on, locked, shown
+from files import advice_on, force_to_disk, locked, remove, shown, write_atomically
 
 CHANGEABLE = {
     "config_name",  # the folder may have been renamed
@@ -57,7 +56,7 @@ THEN = "; then "  # between the machines of a run that went on on another one
 
 SAVED = "saved"  # the empty file in checkpoints/ that tells a run whose states were removed from one that had none yet
 
-MATHEMATICS = ("train", "models", "input_pipe", "losses", "metrics")
+MATHEMATICS = ("train", "models", "input_pipe", "losses", "metrics", "optimizers")
 """The files that, with the model's own, decide what a step computes."""
 
 NUMERICS = ("TF_ENABLE_ONEDNN_OPTS", "ONEDNN_MAX_CPU_ISA", "TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS", "XLA_FLAGS")
@@ -67,47 +66,9 @@ NUMERICS = ("TF_ENABLE_ONEDNN_OPTS", "ONEDNN_MAX_CPU_ISA", "TF_NUM_INTRAOP_THREA
 # Writing so that nothing is lost
 
 
-def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Lets `write` fill a new file or folder beside `path`, forces it to the disk and gives it its name.
-
-    Raises:
-        UserError: it cannot be written (disk full, no permission); what was at `path` is still there.
-    """
-    temporary = path.with_name(f".writing-{path.name}")  # keeps the ending, by which Keras knows its format
-    try:
-        _remove(temporary)
-        write(temporary)
-        for file in (*temporary.glob("*"), temporary):  # a folder's files, then itself
-            _force_to_disk(file)
-        temporary.replace(path)
-        _force_to_disk(path.parent)
-    except OSError as error:
-        _remove(temporary)
-        kept = "what was saved before is kept" if path.parent.exists() else f"{path.parent} is gone"
-        raise UserError(f"cannot write {path} ({error.strerror or error}); {kept}; {advice_on(error)}") from None
-    except BaseException:
-        _remove(temporary)
-        raise
-
-
-def _force_to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
 def _discard(checkpoint: Path) -> None:
     """Removes it under another name, so that a kill in between leaves no half of it for a whole one."""
-    _remove(checkpoint.rename(checkpoint.with_name(f".writing-{checkpoint.name}")))
+    remove(checkpoint.rename(checkpoint.with_name(f".writing-{checkpoint.name}")))
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -246,7 +207,7 @@ def reopen_run(config: TrainConfig, data: Dataset) -> Path:
         message = f"{folder} was trained on {machine}, and goes on on {hardware()}: it will not be the same bit for bit"
         print(f"warning: {message}", file=sys.stderr)
     for unfinished in folder.rglob(".writing-*"):
-        _remove(unfinished)
+        remove(unfinished)
     return folder
 
 
@@ -411,7 +372,7 @@ class StateSaver:
     def _write(self, path: Path, arrays: dict[str, np.ndarray], progress: dict[str, Any]) -> None:
         def write(temporary: Path) -> None:
             for file in log_files(self._folder):
-                _force_to_disk(file)  # the sizes in `progress` must hold after a loss of power, too
+                force_to_disk(file)  # the sizes in `progress` must hold after a loss of power, too
             temporary.mkdir()
             with suppress(OSError):  # there is none yet, or the disk has no hard links
                 (temporary / self._model_file).hardlink_to(self._folder / self._model_file)  # costs nothing

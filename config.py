@@ -37,7 +37,9 @@ class TrainConfig:
     skip_bad_images: bool = False
     """Leave out pictures that cannot be used, instead of stopping."""
 
-    # The optimisation: SGD with Nesterov momentum
+    # The optimisation
+    optimizer: Literal["sgd", "muon"] = "sgd"
+    """SGD with Nesterov momentum, or Muon, whose rates are like AdamW's: 0.01 rather than 0.1."""
     batch_size: int = setting(64, 1)
     """Pictures a step (1 or more)."""
     num_epochs: int = setting(50, 1)
@@ -52,6 +54,9 @@ class TrainConfig:
     """For cosine and one_cycle: share of all steps in which the rate first rises from 0 (0 to 0.9)."""
     momentum: float = setting(0.9, 0, 1)
     """Nesterov momentum (0 to 1)."""
+    ema_momentum: float = setting(0.0, 0, 0.99999)
+    """Momentum a step of a moving average of the weights, which is then what is evaluated and kept (0 to 0.99999; 0:
+    the weights themselves are)."""
     reg: float = setting(5e-4, 0, 1e38)
     """L2 penalty on kernels: reg/2 times the sum of their squares is added to the loss (0 to 1e38)."""
     dropout_keep_prob: float = setting(0.5, 0.01, 1)
@@ -209,19 +214,21 @@ RECIPES: dict[str, TrainConfig] = {
     "resnet_18_one_hour": replace(
         BASE,
         model_name="resnet_18",
-        batch_size=128,
+        optimizer="muon",
+        batch_size=512,
         num_epochs=7,
-        lr=0.2,
+        lr=0.08,
         schedule="one_cycle",
         warmup=0.15,
+        reg=0.0,
         loss="softmax_smooth_ce",
-        picture_sizes=(32, 32, 32, 40, 40, 48, 48),
+        picture_sizes=8 * (32,) + 3 * (40,) + 2 * (48,) + (56,),
         resized_crop=(44, 64),
         saturation=(1.0, 1.0),
         precision="auto",
-        summary_interval=100,
-        eval_interval=782,
-        checkpoint_interval=391,
+        summary_interval=38,
+        eval_interval=228,
+        checkpoint_interval=114,
     ),
     # The models of 2017 on the sample set, in minutes on two cores
     "demo": replace(BASE, data_dir="sample-data", num_epochs=15, width=0.125, summary_interval=50, eval_interval=150),

@@ -1,13 +1,16 @@
-"""Small helpers around files: names as errors may print them, errors in one line, locks, progress bars."""
+"""Small helpers around files: names and errors in one line, writing whole or not at all, locks, progress."""
 
 from startup import UserError
 
 import errno
 import fcntl
 import os
+import shutil
 import sys
+from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -51,6 +54,46 @@ def os_errors_named(root: Path):
         name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else str(root)
         what = f"{shown(name)}: {error.strerror or error}"
         raise UserError(f"{what}; {advice.get(error.errno, 'check this file or folder')}") from error
+
+
+def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    """Lets `write` fill a new file or folder beside `path`, forces it to the disk and gives it its name.
+
+    Raises:
+        UserError: it cannot be written (disk full, no permission); what was at `path` is still there.
+    """
+    temporary = path.with_name(f".writing-{path.name}")  # keeps the ending, by which Keras knows its format
+    try:
+        remove(temporary)
+        write(temporary)
+        for file in (*temporary.glob("*"), temporary):  # a folder's files, then itself
+            force_to_disk(file)
+        temporary.replace(path)
+        force_to_disk(path.parent)
+    except OSError as error:
+        remove(temporary)
+        kept = "what was saved before is kept" if path.parent.exists() else f"{path.parent} is gone"
+        raise UserError(f"cannot write {path} ({error.strerror or error}); {kept}; {advice_on(error)}") from None
+    except BaseException:
+        remove(temporary)
+        raise
+
+
+def force_to_disk(path: Path) -> None:
+    """Returns when a file's contents, or a folder's names, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove(path: Path) -> None:
+    """Removes a file or a folder with all that is in it; there may be none."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextmanager

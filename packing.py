@@ -20,7 +20,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from config import PICTURE_SIZE
-from files import is_utf8, progress, shown
+from files import is_utf8, progress, shown, write_atomically
 from layout import is_picture
 
 INDEX_VERSION = 2  # of what `packed/` holds; another number is packed anew
@@ -185,9 +185,8 @@ def bad_pictures(root: Path, bad: Sequence[str]) -> str:
     reasons = [f"{shown(name)} ({_why_bad(root / name)})" for name in bad]
     more = ""
     if len(bad) > LISTED:
-        partial = root / f"{BAD_LIST}{PARTIAL}"
-        partial.write_text("".join(f"{reason}\n" for reason in reasons), encoding="utf-8")
-        partial.replace(root / BAD_LIST)
+        listing = "".join(f"{reason}\n" for reason in reasons)
+        write_atomically(root / BAD_LIST, lambda path: path.write_text(listing, encoding="utf-8"))
         more = f" and {len(bad) - LISTED} more, all listed in {shown(root / BAD_LIST)}"
     plural = "pictures" if len(bad) > 1 else "picture"
     return f"{len(bad)} bad {plural} in {shown(root)}: {', '.join(reasons[:LISTED])}{more}"

@@ -20,10 +20,10 @@ import tyro
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
-from checkpoints import Run, load_run, read_config, write_atomically
+from checkpoints import Run, load_run, read_config
 from config import PICTURE_SIZE, TrainConfig
 from dataset import Dataset
-from files import shown
+from files import shown, write_atomically
 from input_pipe import eval_preprocessing
 from visualize import SALIENCY, Prediction, prediction_grid
 

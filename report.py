@@ -19,23 +19,27 @@ import tyro
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from checkpoints import read_config, write_atomically
+from checkpoints import read_config
 from config import NAME, RECIPES, TrainConfig, differences
 from evaluate import evaluate
+from files import write_atomically
 
 RESULTS = ROOT / "results"
 README = ROOT / "README.md"
 BEGIN, END = "<!-- results: written by report.py -->\n", "<!-- end of results -->"
+BOARD_BEGIN, BOARD_END = "<!-- board: written by report.py -->\n", "<!-- end of board -->"
+LEVELS = (30, 40, 45, 50, 52, 55, 58)  # per cent top-1, of which the board gives the time
 PLACES = ("config_name", "data_dir", "runs_dir")  # settings that say where, not how
 
 
-def file_result(run: Path, name: str, data_dir: str | None = None) -> Path:
+def file_result(run: Path, name: str, data_dir: str | None = None, machine_speed: float | None = None) -> Path:
     """Evaluates the run and writes results/<name>.
 
     Args:
         run: the run's folder.
         name: the result's folder below results/.
         data_dir: the dataset's folder; by default the one that the run was trained on.
+        machine_speed: what `python -m benchmarks.machine_speed` gave beside the run, in pictures/s.
 
     Returns:
         The result's folder.
@@ -47,6 +51,8 @@ def file_result(run: Path, name: str, data_dir: str | None = None) -> Path:
     view = "whole picture, scaled" if config.resizes else "centre crop"
     kept = config.model_file.removesuffix(".keras")
     evidence = {"command": train_command(config), "n": 1, "view": view, "weights_kept": kept} | evidence
+    if machine_speed is not None:
+        evidence["machine_speed"] = machine_speed
     points = read_points(run / "metrics.jsonl")
     for place in PLACES:
         del description["config"][place]
@@ -151,6 +157,34 @@ def results_table(folder: Path = RESULTS) -> str:
     return "\n".join(lines) + "\n"
 
 
+def minutes_to(points: list[dict], level: float) -> float | None:
+    """Running time, in minutes, until the first evaluation with a top-1 accuracy of `level` per cent; None: never."""
+    reached = (p["seconds"] for p in points if p["split"] == "validation" and p["top_1"] >= level / 100)
+    seconds = next(reached, None)
+    return None if seconds is None else seconds / 60
+
+
+def board(folder: Path = RESULTS) -> str:
+    """Time to accuracy as a Markdown table: each result that came to the first of the levels, the most accurate last."""
+    levels = " | ".join(f"{level} %" for level in LEVELS)
+    lines = [
+        f"| minutes to a top-1 of | {levels} | at the end | machine | its VGG-16 steps |",
+        f"|---{'|---' * len(LEVELS)}|---|---|---|",
+    ]
+    results = {path.parent: _read_result(path) for path in folder.glob("*/result.json")}
+    for path, row in sorted(results.items(), key=lambda item: item[1]["center_top_1"]):
+        points = read_points(path / "metrics.jsonl")
+        minutes = [minutes_to(points, level) for level in LEVELS]
+        if minutes[0] is None:
+            continue
+        cells = ["" if value is None else f"{value:.0f}" for value in minutes]
+        end = f"{100 * row['center_top_1']:.1f} % in {row['seconds'] / 60:.0f}"
+        machine = f"{row['hardware']}, {row['backend']} {row['versions'][row['backend']]}"
+        speed = f"{row['machine_speed']:.0f} pictures/s" if "machine_speed" in row else ""
+        lines.append(f"| [{path.name}](results/{path.name}) | {' | '.join(cells)} | {end} | {machine} | {speed} |")
+    return "\n".join(lines) + "\n" if len(lines) > 2 else ""
+
+
 def update_readme(readme: Path = README, begin: str = BEGIN, end: str = END, table: str | None = None) -> None:
     """Puts a table, that of the results if no other is given, between its two marks in the README."""
     text = readme.read_text(encoding="utf-8")
@@ -171,6 +205,8 @@ class Arguments:
     """The result's name; by default the model's."""
     data_dir: str | None = None
     """The dataset's folder; by default the one that the run was trained on."""
+    machine_speed: float | None = None
+    """Pictures/s, as `python -m benchmarks.machine_speed` gives them right before or after a run: filed with it."""
 
 
 @command
@@ -186,8 +222,9 @@ def main() -> None:
             f"several runs would be filed under one name ({', '.join(names)}); file them one by one, --name"
         )
     for run, name in zip(arguments.runs, names, strict=True):
-        print(file_result(run, name, arguments.data_dir))
+        print(file_result(run, name, arguments.data_dir, arguments.machine_speed))
     update_readme()
+    update_readme(begin=BOARD_BEGIN, end=BOARD_END, table=board())
 
 
 if __name__ == "__main__":

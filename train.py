@@ -26,6 +26,7 @@ from input_pipe import eval_batches, train_batches
 from losses import loss_by_name
 from metrics import accuracy, top_5_accuracy
 from models import build_model, import_model, with_precision
+from optimizers import averaged, optimizer_for
 from summaries import HISTOGRAM_PICTURES, Distributions, Log, first_batch, l2_penalties
 
 __all__ = ["TrainConfig", "TrainControl", "main", "train"]
@@ -180,16 +181,22 @@ class Steps(keras.callbacks.Callback):
     """
 
     def __init__(
-        self, config: TrainConfig, log: Log, states: checkpoints.StateSaver, progress: Progress, stop: StopRequest
+        self,
+        config: TrainConfig,
+        log: Log,
+        states: checkpoints.StateSaver,
+        progress: Progress,
+        stop: StopRequest,
+        started: float,
     ) -> None:
         super().__init__()
         self.config, self.log, self.states, self.progress, self.stop_request = config, log, states, progress, stop
+        self.started = started - progress.seconds
         self.running_means: list[np.ndarray] = []  # since the last point of the curves, at the last step
         self.bar: tqdm | None = None
         self.last_step = self.total_steps = 0  # of this call of `fit`; of the run
         self.last_point = {}  # of the training curves; before the first, the means so far
         self.distributions: Distributions | None = None
-        self.started = time.perf_counter() - progress.seconds
         self._window_steps, self._window_seconds = 0, 0.0  # since the last point of the curves, without evaluations
 
     def seconds(self) -> float:
@@ -298,7 +305,7 @@ def compile_model(model: keras.Model, config: TrainConfig, total_steps: int) -> 
     if config.picture_sizes and None not in model.input_shape[1:]:
         raise UserError(f"{config.model_name} takes pictures of one size alone; leave picture_sizes out")
     model.compile(
-        optimizer=keras.optimizers.SGD(rate, momentum=config.momentum, nesterov=True),
+        optimizer=optimizer_for(config, rate, model),
         loss=loss,
         metrics=[keras.metrics.MeanMetricWrapper(figure, name=name) for name, figure in figures.items()],
     )
@@ -341,8 +348,7 @@ def train(
         with closing(Log(folder)) as log:
             announce(config, model, data, total_steps, progress)
             states = checkpoints.StateSaver(config)
-            steps = Steps(config, log, states, progress, stop)
-            steps.started = started - progress.seconds
+            steps = Steps(config, log, states, progress, stop, started)
             if progress.step:
                 steps.running_means = [keras.ops.convert_to_numpy(value) for value in model.metrics_variables]
             with closing(states):
@@ -460,17 +466,18 @@ def evaluate_and_save(steps: Steps, model: keras.Model, data: Dataset, total_ste
     """Evaluates on every validation picture, logs, keeps the model, sets the rate, and saves the state."""
     config, progress, log = steps.config, steps.progress, steps.log
     batches = eval_batches(data.val, config, eval_size(config, progress.step, total_steps))
-    values = model.evaluate(batches, return_dict=True, verbose=0)
-    steps.restore_means(model)  # which are saved
-    if not math.isfinite(values["data_loss"]):
-        raise steps.not_finite("the validation loss", values["data_loss"])
+    with averaged(model):
+        values = model.evaluate(batches, return_dict=True, verbose=0)
+        steps.restore_means(model)  # which are saved
+        if not math.isfinite(values["data_loss"]):
+            raise steps.not_finite("the validation loss", values["data_loss"])
+        if config.schedule != "plateau" or values["top_1"] > progress.best_val_acc:
+            steps.states.wait()  # a state that is being saved holds the model before this one
+            checkpoints.save_model(model, config)
     values = {name: values[name] for name in ("data_loss", "top_1", "top_5")}
     log.curves("validation", progress.step, values, {"seconds": steps.seconds()})
     if not config.histogram_interval:
         log.histograms(progress.step, steps.distributions(model))
-    if config.schedule != "plateau" or values["top_1"] > progress.best_val_acc:
-        steps.states.wait()  # a state that is being saved holds the model before this one
-        checkpoints.save_model(model, config)
     progress.best_val_acc = max(progress.best_val_acc, values["top_1"])
     warn_of_wrong_labels(steps, values["top_1"], data)
     progress.control.add_val_acc(values["top_1"])

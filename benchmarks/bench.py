@@ -25,9 +25,10 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from benchmarks.worker import MARK
-from checkpoints import hardware, versions, write_atomically
+from checkpoints import hardware, versions
 from config import DEFAULT_DATA_DIR, RECIPES
 from dataset import open_dataset
+from files import write_atomically
 from report import update_readme
 
 RESULTS = ROOT / "results" / "benchmarks.json"
@@ -71,7 +72,7 @@ GROUPS = {
     "second start": Group(
         {"ours": "pipelines.our_second_start", "Keras directory, cache(file)": "pipelines.keras_second_start"},
         "s",
-        rounds=2,
+        rounds=4,
         fresh=True,
     ),
     "VGG-16 training, Keras": Group(  # two groups, for all of them at once would take 30 GB of memory
@@ -217,6 +218,7 @@ class Worker:
 def measure(group: Group, data_dir: Path) -> dict[str, list[float]]:
     """The results of each contender, a number a round; the rounds are taken in turn."""
     found = {label: [] for label in group.contenders}
+    os.sync()  # so that what was written before is not written to the disk meanwhile
     with ExitStack() as stack:
         scratch = stack.enter_context(tempfile.TemporaryDirectory())  # workers are killed: they do not clean up
         workers = {}

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import checkpoints
+import files
 from config import TrainConfig
 from dataset import open_dataset
 
@@ -102,22 +103,22 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_else(tmp_path):
         raise FULL
 
     with pytest.raises(UserError, match="file.txt .No space left on device.; what was saved before is kept"):
-        checkpoints.write_atomically(path, write)
+        files.write_atomically(path, write)
     assert path.read_text() == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["file.txt"]
 
 
 def test_the_new_file_is_forced_to_the_disk_before_it_takes_the_name(tmp_path, monkeypatch):
     events, path = [], tmp_path / "file.txt"
-    monkeypatch.setattr(checkpoints, "_force_to_disk", lambda file: events.append((file.name, path.exists())))
-    checkpoints.write_atomically(path, lambda temporary: temporary.write_text("new"))
+    monkeypatch.setattr(files, "force_to_disk", lambda file: events.append((file.name, path.exists())))
+    files.write_atomically(path, lambda temporary: temporary.write_text("new"))
     assert events == [(".writing-file.txt", False), (tmp_path.name, True)]
 
 
 def test_left_overs_of_a_killed_save_are_in_nobodys_way(tmp_path):
     (tmp_path / ".writing-state").mkdir()
     (tmp_path / ".writing-state" / "half.npz").touch()
-    checkpoints.write_atomically(tmp_path / "state", lambda path: path.mkdir())
+    files.write_atomically(tmp_path / "state", lambda path: path.mkdir())
     assert list((tmp_path / "state").iterdir()) == []
 
 

@@ -66,6 +66,7 @@ def test_every_file_of_the_root_is_in_the_tour():
 def test_the_results_table_is_made_from_the_results():
     text = (ROOT / "README.md").read_text()
     assert report.BEGIN + report.results_table() + report.END in text
+    assert report.BOARD_BEGIN + report.board() + report.BOARD_END in text
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "results").glob("*/result.json")), ids=lambda path: path.parent.name)

@@ -95,7 +95,7 @@ def test_the_command_is_the_shortest():
     assert report.train_command(replace(BASE, saturation=(1.0, 2.0))) == "python train.py --saturation 1.0 2.0"
 
 
-# The table
+# The tables
 
 
 def write_result(results, name, **changes):
@@ -129,6 +129,29 @@ def test_without_results_there_is_no_table(results):
     assert report.results_table(results) == ""
 
 
+def write_points(results, name, *points):
+    lines = [{"split": split, "step": 1, "data_loss": 1.0, "top_1": top_1, "seconds": s} for split, top_1, s in points]
+    (results / name / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+
+
+def test_the_board_has_the_minutes_to_each_level_of_those_that_came_to_the_first(results):
+    machine = {"backend": "tensorflow", "versions": {"keras": "3", "tensorflow": "2"}}
+    write_result(results, "slow", center_top_1=0.2, **machine)
+    write_points(results, "slow", ("train", 0.9, 60), ("validation", 0.2, 60))
+    write_result(results, "fast", center_top_1=0.46, seconds=630, machine_speed=56.7, **machine)
+    steps = [("validation", 0.29, 60), ("train", 0.9, 70), ("validation", 0.41, 120), ("validation", 0.3, 300)]
+    write_points(results, "fast", *steps, ("validation", 0.46, 600))
+    header, _, row = report.board(results).splitlines()
+    assert header.startswith("| minutes to a top-1 of | 30 % | 40 % | 45 % | 50 % |")
+    numbers = "2 | 2 | 10 |  |  |  |  | 46.0 % in 10"
+    assert row == f"| [fast](results/fast) | {numbers} | 2 cores, tensorflow 2 | 57 pictures/s |"
+    assert header.count("|") == row.count("|")
+
+
+def test_without_fast_results_there_is_no_board(results):
+    assert report.board(results) == ""
+
+
 def test_only_what_is_between_the_marks_is_written_anew(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "results_table", lambda: "new\n")
     readme = tmp_path / "README.md"
@@ -159,4 +182,5 @@ def test_marks_in_the_wrong_order_are_refused(tmp_path):
 
 def test_the_readme_has_the_marks():
     text = report.README.read_text(encoding="utf-8")
-    assert text.index(report.BEGIN) < text.index(report.END)
+    assert text.index(report.BEGIN) < text.index(report.END) < text.index(report.BOARD_BEGIN)
+    assert text.index(report.BOARD_BEGIN) < text.index(report.BOARD_END)

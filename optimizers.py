@@ -1,0 +1,104 @@
+"""The optimizers that `TrainConfig.optimizer` names: SGD with Nesterov momentum, and Muon."""
+
+from startup import keras
+
+import math
+import re
+from contextlib import contextmanager
+
+import numpy as np
+
+from config import TrainConfig
+
+ops = keras.ops
+
+NEWTON_SCHULZ_STEPS = 3  # of Muon's five: the log has what that costs and saves
+ADAM_RATE = 0.25  # of Muon's
+
+
+def optimizer_for(config: TrainConfig, rate, model: keras.Model) -> keras.optimizers.Optimizer:
+    """The optimizer of a run, not yet built.
+
+    Args:
+        config: `optimizer`, `momentum` and `ema_momentum` are used.
+        rate: the learning rate: a number, or a schedule of Keras's.
+        model: its last kernel makes the logits.
+    """
+    average = {"use_ema": config.ema_momentum > 0, "ema_momentum": config.ema_momentum}
+    if config.optimizer == "muon":
+        return Muon(rate, model, momentum=config.momentum, **average)
+    return SGD(rate, momentum=config.momentum, nesterov=True, **average)
+
+
+@contextmanager
+def averaged(model: keras.Model):
+    """Within the block the model has its averaged weights, if its optimizer keeps them; then those of the last step.
+
+    Running means of batch normalisation are those of the last steps all the time.
+    """
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)  # in float16 one that scales the loss
+    if not optimizer.use_ema:
+        yield
+        return
+    trained = [np.array(ops.convert_to_numpy(weight)) for weight in model.trainable_variables]
+    optimizer.overwrite_with_average(model.trainable_variables)
+    try:
+        yield
+    finally:
+        for weight, value in zip(model.trainable_variables, trained, strict=True):
+            weight.assign(value)
+
+
+class KeepsWeights:
+    """For optimizers that average the weights: Keras's make the averages the model's at the end of each `fit`."""
+
+    def finalize_variable_values(self, var_list) -> None:
+        """Leaves the weights as the last step left them: the next `fit` goes on from there."""
+
+    def overwrite_with_average(self, variables) -> None:
+        """Gives the weights their averages."""
+        super().finalize_variable_values(variables)
+
+
+class SGD(KeepsWeights, keras.optimizers.SGD):
+    """Keras's SGD."""
+
+
+class Muon(KeepsWeights, keras.optimizers.Muon):
+    """Muon (https://kellerjordan.github.io/posts/muon/) for kernels; Adam for scales, biases and the last layer.
+
+    Each kernel's momentum, as a matrix of a row an input and a column a unit, is replaced by the nearest matrix whose
+    singular values are all 1. Keras's own does so for dense kernels alone, this one for those of convolutions too, and
+    it multiplies in the number format of the model's layers.
+
+    Args:
+        rate: the learning rate: of Muon in units of a fifth of the weights' root mean square a step, like AdamW's
+            (https://arxiv.org/abs/2502.16982).
+        model: the one it is to train.
+        options: Keras's.
+    """
+
+    def __init__(self, rate, model: keras.Model, **options) -> None:
+        kernels = [weight.path for weight in model.trainable_variables if len(weight.shape) > 1]
+        super().__init__(
+            rate,
+            weight_decay=None,
+            adam_weight_decay=None,
+            rms_rate=None,
+            exclude_layers=[f"^{re.escape(path)}$" for path in kernels[-1:]],
+            adam_lr_ratio=ADAM_RATE,
+            ns_steps=NEWTON_SCHULZ_STEPS,
+            **options,
+        )
+        self.arithmetic = model.compute_dtype
+
+    def _should_use_adamw(self, variable) -> bool:
+        return len(variable.shape) < 2 or any(re.search(name, variable.path) for name in self.exclude_layers)
+
+    def zeropower_via_newtonschulz5(self, x, steps: int):
+        """The update of one kernel, of any shape (..., F): the nearest half-orthogonal matrix, scaled."""
+        matrix = ops.reshape(x, (-1, x.shape[-1]))
+        matrix = matrix / (ops.norm(matrix) + 1e-7)
+        update = super().zeropower_via_newtonschulz5(ops.cast(matrix, self.arithmetic), steps)
+        scale = 0.2 * math.sqrt(max(matrix.shape))
+        return scale * ops.cast(ops.reshape(update, x.shape), x.dtype)
