@@ -76,7 +76,7 @@ def test_scales_biases_and_the_last_layer_are_left_to_adam():
     for weight, old, gradient in zip(model.trainable_variables, before, given, strict=True):
         by_adam = old - 0.01 * ADAM_RATE * np.sign(gradient)  # Adam's first step
         equal = np.allclose(keras.ops.convert_to_numpy(weight), by_adam, atol=1e-5)
-        assert equal == (weight.path not in ("conv/kernel", "hidden/kernel")), weight.path
+        assert equal == (not weight.path.endswith(("conv/kernel", "hidden/kernel"))), weight.path
 
 
 def test_muon_in_bfloat16_takes_nearly_the_same_step():
@@ -100,7 +100,7 @@ def test_averages_are_evaluated_and_the_weights_come_back(optimizer, precision):
     model.compile(optimizer_for(TrainConfig(optimizer=optimizer, ema_momentum=0.75), 0.1, model), "mse")
     kernel, seen = model.get_layer("conv").kernel, []
     draw = np.random.default_rng(0)
-    x, y = draw.normal(size=(8, 4, 4, 3)).astype("float32"), draw.normal(size=(8, 2)).astype("float32")
+    x, y = (0.1 * draw.normal(size=shape).astype("float32") for shape in ((8, 4, 4, 3), (8, 2)))  # small: no overflow
     for _ in range(3):
         model.fit(x, y, verbose=0)  # each one's end leaves the weights alone
         seen.append(as_matrix(kernel))
