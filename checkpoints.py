@@ -63,7 +63,7 @@ NUMERICS = ("TF_ENABLE_ONEDNN_OPTS", "ONEDNN_MAX_CPU_ISA", "TF_NUM_INTRAOP_THREA
 """The variables of the environment by which a sum may be added up in another order."""
 
 
-# Writing so that nothing is lost
+# Files of a run's folder
 
 
 def _discard(checkpoint: Path) -> None:

@@ -39,7 +39,7 @@ class TrainConfig:
 
     # The optimisation
     optimizer: Literal["sgd", "muon"] = "sgd"
-    """SGD with Nesterov momentum, or Muon, whose rates are like AdamW's: 0.01 rather than 0.1."""
+    """Nesterov's SGD, or Muon for all kernels but the last, with Adam at a quarter of the rate for the rest."""
     batch_size: int = setting(64, 1)
     """Pictures a step (1 or more)."""
     num_epochs: int = setting(50, 1)
@@ -55,10 +55,11 @@ class TrainConfig:
     momentum: float = setting(0.9, 0, 1)
     """Nesterov momentum (0 to 1)."""
     ema_momentum: float = setting(0.0, 0, 0.99999)
-    """Momentum a step of a moving average of the weights, which is then what is evaluated and kept (0 to 0.99999; 0:
-    the weights themselves are)."""
+    """Momentum a step of a moving average of the weights, which then is what is evaluated, kept and seen by the rule of
+    the plateau (0 to 0.99999; 0: the weights themselves are)."""
     reg: float = setting(5e-4, 0, 1e38)
-    """L2 penalty on kernels: reg/2 times the sum of their squares is added to the loss (0 to 1e38)."""
+    """L2 penalty on kernels: reg/2 times the sum of their squares is added to the loss (0 to 1e38). With muon rather 0:
+    it takes a gradient's direction alone, in which a penalty is no decay of the weights."""
     dropout_keep_prob: float = setting(0.5, 0.01, 1)
     """Share of the hidden dense units that dropout keeps (0.01 to 1; 1: no dropout)."""
     loss: Literal["softmax_ce", "softmax_smooth_ce", "svm"] = "softmax_ce"

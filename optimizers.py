@@ -3,7 +3,6 @@
 from startup import keras
 
 import math
-import re
 from contextlib import contextmanager
 
 import numpy as np
@@ -22,7 +21,7 @@ def optimizer_for(config: TrainConfig, rate, model: keras.Model) -> keras.optimi
     Args:
         config: `optimizer`, `momentum` and `ema_momentum` are used.
         rate: the learning rate: a number, or a schedule of Keras's.
-        model: its last kernel makes the logits.
+        model: the one it is to train.
     """
     average = {"use_ema": config.ema_momentum > 0, "ema_momentum": config.ema_momentum}
     if config.optimizer == "muon":
@@ -34,14 +33,17 @@ def optimizer_for(config: TrainConfig, rate, model: keras.Model) -> keras.optimi
 def averaged(model: keras.Model):
     """Within the block the model has its averaged weights, if its optimizer keeps them; then those of the last step.
 
-    Running means of batch normalisation are those of the last steps all the time.
+    Running means of batch normalisation are those of the last steps all the time: with a rate that falls to 0 they fit
+    the averages, too, at the end. (At a high rate they would have to be worked out anew: https://arxiv.org/abs/1803.05407.)
     """
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)  # in float16 one that scales the loss
-    if not optimizer.use_ema:
+    if not optimizer.use_ema or int(optimizer.iterations) == 0:  # float16 leaves out steps that overflow
         yield
         return
     trained = [np.array(ops.convert_to_numpy(weight)) for weight in model.trainable_variables]
-    optimizer.overwrite_with_average(model.trainable_variables)
+    averages = optimizer._model_variables_moving_average
+    for weight, average in zip(model.trainable_variables, averages, strict=True):
+        weight.assign(ops.copy(average))  # a copy: JAX gives the arrays of an evaluation away
     try:
         yield
     finally:
@@ -55,10 +57,6 @@ class KeepsWeights:
     def finalize_variable_values(self, var_list) -> None:
         """Leaves the weights as the last step left them: the next `fit` goes on from there."""
 
-    def overwrite_with_average(self, variables) -> None:
-        """Gives the weights their averages."""
-        super().finalize_variable_values(variables)
-
 
 class SGD(KeepsWeights, keras.optimizers.SGD):
     """Keras's SGD."""
@@ -67,36 +65,35 @@ class SGD(KeepsWeights, keras.optimizers.SGD):
 class Muon(KeepsWeights, keras.optimizers.Muon):
     """Muon (https://kellerjordan.github.io/posts/muon/) for kernels; Adam for scales, biases and the last layer.
 
-    Each kernel's momentum, as a matrix of a row an input and a column a unit, is replaced by the nearest matrix whose
-    singular values are all 1. Keras's own does so for dense kernels alone, this one for those of convolutions too, and
-    it multiplies in the number format of the model's layers.
+    Each kernel's momentum, as a matrix of a row an input and a column a unit, is replaced by one with the same singular
+    vectors and singular values near 1 (0.7 to 1.2, but for the smallest). Keras's own does so for dense kernels alone,
+    this one for those of convolutions too, and it multiplies in bfloat16 if the model's layers are not in float32.
 
     Args:
-        rate: the learning rate: of Muon in units of a fifth of the weights' root mean square a step, like AdamW's
-            (https://arxiv.org/abs/2502.16982).
-        model: the one it is to train.
+        rate: the learning rate: a step changes a kernel by 0.2 times the rate, root mean square, as AdamW's would
+            (https://arxiv.org/abs/2502.16982); Adam's own rate is a quarter of it.
+        model: the one it is to train; its last kernel makes the logits.
         options: Keras's.
     """
 
     def __init__(self, rate, model: keras.Model, **options) -> None:
-        kernels = [weight.path for weight in model.trainable_variables if len(weight.shape) > 1]
         super().__init__(
             rate,
             weight_decay=None,
             adam_weight_decay=None,
             rms_rate=None,
-            exclude_layers=[f"^{re.escape(path)}$" for path in kernels[-1:]],
             adam_lr_ratio=ADAM_RATE,
             ns_steps=NEWTON_SCHULZ_STEPS,
             **options,
         )
-        self.arithmetic = model.compute_dtype
+        self.last_kernel = [weight.path for weight in model.trainable_variables if len(weight.shape) > 1][-1:]
+        self.arithmetic = "float32" if model.compute_dtype == "float32" else "bfloat16"  # float16 is too narrow
 
     def _should_use_adamw(self, variable) -> bool:
-        return len(variable.shape) < 2 or any(re.search(name, variable.path) for name in self.exclude_layers)
+        return len(variable.shape) < 2 or variable.path in self.last_kernel
 
     def zeropower_via_newtonschulz5(self, x, steps: int):
-        """The update of one kernel, of any shape (..., F): the nearest half-orthogonal matrix, scaled."""
+        """The update of one kernel, of any shape (..., F), with a root mean square near 0.2."""
         matrix = ops.reshape(x, (-1, x.shape[-1]))
         matrix = matrix / (ops.norm(matrix) + 1e-7)
         update = super().zeropower_via_newtonschulz5(ops.cast(matrix, self.arithmetic), steps)

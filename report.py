@@ -1,4 +1,4 @@
-"""Files a run as a result: `python report.py runs/vgg_16/default` fills results/ and the README's table.
+"""Files a run as a result: `python report.py runs/vgg_16/default` fills results/ and the README's tables.
 
 A result is a claim with its evidence. `results/<name>/` holds the run's config.json (without folder names) and
 metrics.jsonl, the curves as a picture, and result.json: accuracy, on which pictures, in what time, on which machine, by
@@ -8,6 +8,7 @@ which command.
 from startup import ROOT, UserError, command, command_line
 
 import json
+import math
 import re
 import shlex
 import shutil
@@ -80,7 +81,7 @@ def read_points(path: Path) -> list[dict]:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         points = [line for line in lines if line["split"] != "end"]
         for point in points:
-            _ = point["split"], point["step"] + point["data_loss"] + point["top_1"]
+            _ = point["split"], point["step"] + point["data_loss"] + point["top_1"] + point["seconds"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is missing or damaged ({error!r}); put the run's own file there") from None
     return points
@@ -159,13 +160,17 @@ def results_table(folder: Path = RESULTS) -> str:
 
 def minutes_to(points: list[dict], level: float) -> float | None:
     """Running time, in minutes, until the first evaluation with a top-1 accuracy of `level` per cent; None: never."""
-    reached = (p["seconds"] for p in points if p["split"] == "validation" and p["top_1"] >= level / 100)
+    shares = ((p["seconds"], round(p["top_1"], 6)) for p in points if p["split"] == "validation")  # from float32
+    reached = (seconds for seconds, share in shares if share >= level / 100)
     seconds = next(reached, None)
     return None if seconds is None else seconds / 60
 
 
 def board(folder: Path = RESULTS) -> str:
-    """Time to accuracy as a Markdown table: each result that came to the first of the levels, the most accurate last."""
+    """Time to accuracy as a Markdown table, the most accurate last.
+
+    Of each result by a fixed schedule, whose last weights count, that came to the first of the levels.
+    """
     levels = " | ".join(f"{level} %" for level in LEVELS)
     lines = [
         f"| minutes to a top-1 of | {levels} | at the end | machine | its VGG-16 steps |",
@@ -175,11 +180,12 @@ def board(folder: Path = RESULTS) -> str:
     for path, row in sorted(results.items(), key=lambda item: item[1]["center_top_1"]):
         points = read_points(path / "metrics.jsonl")
         minutes = [minutes_to(points, level) for level in LEVELS]
-        if minutes[0] is None:
+        if minutes[0] is None or row.get("weights_kept") != "last":
             continue
         cells = ["" if value is None else f"{value:.0f}" for value in minutes]
         end = f"{100 * row['center_top_1']:.1f} % in {row['seconds'] / 60:.0f}"
-        machine = f"{row['hardware']}, {row['backend']} {row['versions'][row['backend']]}"
+        versions = "".join(f", {name} {version}" for name, version in row.get("versions", {}).items())
+        machine = row["hardware"] + versions
         speed = f"{row['machine_speed']:.0f} pictures/s" if "machine_speed" in row else ""
         lines.append(f"| [{path.name}](results/{path.name}) | {' | '.join(cells)} | {end} | {machine} | {speed} |")
     return "\n".join(lines) + "\n" if len(lines) > 2 else ""
@@ -197,10 +203,10 @@ def update_readme(readme: Path = README, begin: str = BEGIN, end: str = END, tab
 
 @dataclass(frozen=True)
 class Arguments:
-    """Files runs as results, and writes the README's table anew."""
+    """Files runs as results, and writes the README's tables anew."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
-    """The runs' folders, for example runs/vgg_16/default; none: only the table is written."""
+    """The runs' folders, for example runs/vgg_16/default; none: only the tables are written."""
     name: str | None = None
     """The result's name; by default the model's."""
     data_dir: str | None = None
@@ -217,14 +223,17 @@ def main() -> None:
     for name in names:
         if not re.fullmatch(NAME, name):
             raise UserError(f"--name is {name!r}; use letters, digits, '_', '-' and '.' alone")
+    if arguments.machine_speed is not None and not 0 < arguments.machine_speed < math.inf:
+        raise UserError(f"--machine-speed is {arguments.machine_speed}; it must be a number above 0")
     if len(set(names)) < len(names):
         raise UserError(
             f"several runs would be filed under one name ({', '.join(names)}); file them one by one, --name"
         )
     for run, name in zip(arguments.runs, names, strict=True):
         print(file_result(run, name, arguments.data_dir, arguments.machine_speed))
-    update_readme()
-    update_readme(begin=BOARD_BEGIN, end=BOARD_END, table=board())
+    tables = results_table(), board()
+    update_readme(table=tables[0])
+    update_readme(begin=BOARD_BEGIN, end=BOARD_END, table=tables[1])
 
 
 if __name__ == "__main__":

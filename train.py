@@ -187,7 +187,7 @@ class Steps(keras.callbacks.Callback):
         states: checkpoints.StateSaver,
         progress: Progress,
         stop: StopRequest,
-        started: float,
+        started: float,  # by time.perf_counter, in seconds
     ) -> None:
         super().__init__()
         self.config, self.log, self.states, self.progress, self.stop_request = config, log, states, progress, stop
@@ -372,6 +372,12 @@ def count_steps(config: TrainConfig, data: Dataset) -> int:
     total_steps = config.num_epochs * num_pictures // config.batch_size
     if config.picture_sizes and not config.resizes:
         raise UserError("picture_sizes needs pictures that are scaled; set --resized-crop, for example to 44 64")
+    if config.ema_momentum and 1 / (1 - config.ema_momentum) > total_steps:
+        longest = 1 - 1 / total_steps
+        raise UserError(
+            f"ema_momentum is {config.ema_momentum}, an average over more than the {total_steps} steps of the run; "
+            f"set --ema-momentum to {longest:.2g} or less"
+        )
     if len(config.picture_sizes) > total_steps:
         raise UserError(f"there are {len(config.picture_sizes)} picture_sizes for {total_steps} steps; name fewer")
     if config.eval_interval > total_steps:

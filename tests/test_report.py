@@ -6,6 +6,7 @@ import json
 import shlex
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 import report
@@ -138,18 +139,36 @@ def test_the_board_has_the_minutes_to_each_level_of_those_that_came_to_the_first
     machine = {"backend": "tensorflow", "versions": {"keras": "3", "tensorflow": "2"}}
     write_result(results, "slow", center_top_1=0.2, **machine)
     write_points(results, "slow", ("train", 0.9, 60), ("validation", 0.2, 60))
-    write_result(results, "fast", center_top_1=0.46, seconds=630, machine_speed=56.7, **machine)
+    write_result(results, "fast", center_top_1=0.46, seconds=630, machine_speed=56.7, weights_kept="last", **machine)
     steps = [("validation", 0.29, 60), ("train", 0.9, 70), ("validation", 0.41, 120), ("validation", 0.3, 300)]
     write_points(results, "fast", *steps, ("validation", 0.46, 600))
     header, _, row = report.board(results).splitlines()
     assert header.startswith("| minutes to a top-1 of | 30 % | 40 % | 45 % | 50 % |")
     numbers = "2 | 2 | 10 |  |  |  |  | 46.0 % in 10"
-    assert row == f"| [fast](results/fast) | {numbers} | 2 cores, tensorflow 2 | 57 pictures/s |"
+    assert row == f"| [fast](results/fast) | {numbers} | 2 cores, keras 3, tensorflow 2 | 57 pictures/s |"
     assert header.count("|") == row.count("|")
 
 
-def test_without_fast_results_there_is_no_board(results):
+def test_weights_chosen_by_the_validation_pictures_are_not_on_the_board(results):
     assert report.board(results) == ""
+    write_result(results, "best", center_top_1=0.5, weights_kept="best")
+    write_points(results, "best", ("validation", 0.5, 60))
+    assert report.board(results) == ""
+
+
+def test_a_level_counts_as_reached_by_exactly_its_share():
+    points = [{"split": "validation", "top_1": float(np.float32(0.52)), "seconds": 120}]
+    assert report.minutes_to(points, 52) == 2
+    assert report.minutes_to(points, 55) is None
+
+
+def test_the_machine_s_speed_is_filed_with_the_run(run, results, monkeypatch):
+    folder = report.file_result(run, "first", machine_speed=56.5)
+    assert json.loads((folder / "result.json").read_text())["machine_speed"] == 56.5
+    for speed in ("0", "nan", "-1"):
+        monkeypatch.setattr("sys.argv", ["report.py", str(run), "--machine-speed", speed])
+        with pytest.raises(SystemExit, match="--machine-speed"):
+            report.main()
 
 
 def test_only_what_is_between_the_marks_is_written_anew(tmp_path, monkeypatch):

@@ -230,6 +230,7 @@ def test_a_net_of_one_size_is_not_given_others(sample_dir, tmp_path):
 def test_a_fixed_schedule_runs_under_jax(sample_dir, tmp_path):
     words = ["--recipe", "resnet_18_one_hour", "--data-dir", sample_dir, "--width", "0.1", "--batch-size", "20"]
     words += ["--num-epochs", "2", "--eval-interval", "8", "--picture-sizes", "32", "48", "--summary-interval", "5"]
+    words += ["--ema-momentum", "0.5"]
     result = run_script("train.py", *words, cwd=tmp_path, backend="jax")
     assert result.returncode == 0, result.stderr
     assert "end at step 20 (all epochs done)" in result.stdout
@@ -249,6 +250,7 @@ def test_wrong_settings_are_answered_in_one_line(sample_dir, tmp_path):
         ("--num-epochs", "1"): ("eval_interval", "only 3 steps"),
         ("--warmup", "0.1"): ("warmup", "--schedule"),
         ("--picture-sizes", "32", "48"): ("picture_sizes", "--schedule"),
+        ("--ema-momentum", "0.999"): ("ema_momentum", "steps of the run"),
     }
     for arguments, words in answers.items():
         assert_one_line_error(run_script(*base, *arguments, cwd=tmp_path), *words)
