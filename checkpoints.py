@@ -26,7 +26,7 @@ import sys
 import zipfile
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,8 @@ CHANGEABLE = {
 """The settings that a resumed run may change: none touches the mathematics of a step (num_epochs: on a plateau)."""
 
 THEN = "; then "  # between the machines of a run that went on on another one
+
+ROUNDED_WEIGHTS = "weights.npz"  # of a model that ships (pretrained.py), in the place of its .keras file
 
 SAVED = "saved"  # the empty file in checkpoints/ that tells a run whose states were removed from one that had none yet
 
@@ -283,17 +285,22 @@ def load_run(folder: str | Path) -> Run:
     folder = Path(folder)
     config, description = read_config(folder)
     models.import_model(config.model_name)
-    path = folder / config.model_file
+    path = folder / ROUNDED_WEIGHTS
+    if not path.exists():
+        path = folder / config.model_file
     if not path.exists():
         raise UserError(f"{path} is not there: the run has not been evaluated yet; go on with train.py --resume")
     if not zipfile.is_zipfile(path):
-        raise UserError(f"{path} is damaged or no .keras file; train it again")
+        raise UserError(f"{path} is damaged or no {path.suffix} file; train it, or get it, again")
     try:
-        model = keras.saving.load_model(path, compile=False)
+        if path.name == ROUNDED_WEIGHTS:
+            model = _with_weights(path, config, len(description["class_ids"]))
+        else:
+            model = keras.saving.load_model(path, compile=False)
         pictures, logits = tuple(model.input_shape), tuple(model.output_shape)
     except Exception as error:  # Keras raises many kinds for a broken file
         reason = str(error).strip().split("\n")[0]
-        raise UserError(f"{path} cannot be loaded ({reason}); train it again") from None
+        raise UserError(f"{path} cannot be loaded ({reason}); train it, or get it, again") from None
     counts = {len(description["class_ids"]), len(description["class_names"])}
     if pictures[:1] + pictures[3:] != (None, 3) or len(logits) != 2:
         raise UserError(
@@ -306,6 +313,15 @@ def load_run(folder: str | Path) -> Run:
     if set(pictures[1:3]) - {config.crop_size, None}:
         raise UserError(f"{path} takes pictures of {pictures[1]} pixels, but config.json says {config.crop_size}")
     return Run(folder, config, tuple(description["class_ids"]), tuple(description["class_names"]), model)
+
+
+def _with_weights(path: Path, config: TrainConfig, num_classes: int) -> keras.Model:
+    """The model of these settings, with the weights of a .npz file, by their paths."""
+    model = models.build_model(replace(config, picture_sizes=()), num_classes)
+    with np.load(path, allow_pickle=False) as arrays:
+        for weight in model.weights:
+            weight.assign(arrays[weight.path].astype(weight.dtype))
+    return model
 
 
 def read_seconds(folder: Path) -> float:

@@ -505,7 +505,7 @@ def test_a_truncated_best_model_is_named(run, config):
     checkpoints.save_model(image_model(10), config)
     path = run / "best.keras"
     path.write_bytes(half(path.read_bytes()))
-    with pytest.raises(UserError, match="best.keras is damaged or no .keras file; train it again"):
+    with pytest.raises(UserError, match="best.keras is damaged or no .keras file; train it, or get it, again"):
         checkpoints.load_run(run)
 
 

@@ -1,0 +1,116 @@
+"""Makes a run small enough to ship: `python pretrained.py runs/resnet_18/default` fills pretrained/resnet_18.
+
+The result is opened like a run by every command that takes one: config.json with the settings and the classes, and the
+weights in float16 instead of a .keras file. Its card, README.md, has the accuracy of these rounded weights.
+"""
+
+from startup import ROOT, UserError, command, command_line, keras
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+
+from checkpoints import ROUNDED_WEIGHTS, load_run, read_config, read_seconds
+from evaluate import evaluate
+from files import write_atomically
+from report import PLACES, train_command
+
+PRETRAINED = ROOT / "pretrained"
+
+CARD = """# {title}
+
+{model}, {weights:,} weights in float16, for the 200 classes of Tiny ImageNet: `python predict.py PICTURE...` asks it,
+and every command that takes a run takes its folder.
+
+- **Data**: the {train:,} training pictures of [Tiny ImageNet](http://cs231n.stanford.edu/tiny-imagenet-200.zip),
+  64x64 pixels.
+- **Made by**: `{command}`, in {minutes:.0f} minutes on {hardware}; then `python pretrained.py RUN`.
+- **Accuracy**: {center_top_1:.2%} top-1 and {center_top_5:.2%} top-5 by {view}; {ten_crops_top_1:.2%} and
+  {ten_crops_top_5:.2%} by 10 crops; on {pictures:,} validation pictures, {role}.
+  Again: `python evaluate.py {place}`.
+- **Licence**: the weights come under this repository's. The pictures that they were learnt from are ImageNet's, whose
+  [terms of access](https://www.image-net.org/download.php) are for non-commercial research and education: who uses the
+  weights for anything else must judge what follows from that.
+- **Meant for**: learning, teaching, looking inside. It knows 200 classes and nothing else: whatever it is shown, it
+  names one of them. Photos are cut to their central square and scaled to 64x64. It has ImageNet's biases; nothing that
+  matters to people may hang on it.
+"""
+
+
+def rounded(model: keras.Model) -> dict[str, np.ndarray]:
+    """The model's weights in float16, by their paths.
+
+    Raises:
+        UserError: one is too large for float16.
+    """
+    arrays = {}
+    for weight in model.weights:
+        value = keras.ops.convert_to_numpy(weight)
+        if np.abs(value).max() > np.finfo("float16").max:
+            raise UserError(f"{weight.path} has values up to {np.abs(value).max():.3g}, too large for float16")
+        arrays[weight.path] = value.astype("float16")
+    return arrays
+
+
+def ship(run: Path, data_dir: str | None = None) -> Path:
+    """Writes pretrained/<model_name> of a run, with the accuracy of the rounded weights on its card.
+
+    Args:
+        run: the run's folder.
+        data_dir: the dataset's folder; by default the one that the run was trained on.
+
+    Returns:
+        The folder.
+    """
+    config, description = read_config(run)
+    arrays = rounded(load_run(run).model)
+    data_dir = data_dir or config.data_dir
+    for place in PLACES:
+        del description["config"][place]
+    description["config"]["precision"] = "float32"  # which every machine has; the weights were rounded already
+    folder = PRETRAINED / config.model_name
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
+    write_atomically(folder / "config.json", lambda path: path.write_text(settings, encoding="utf-8"))
+    write_atomically(folder / ROUNDED_WEIGHTS, lambda path: np.savez_compressed(path, **arrays))
+    write_atomically(folder / "metrics.jsonl", lambda path: shutil.copyfile(run / "metrics.jsonl", path))
+    row = evaluate(folder, data_dir)
+    card = CARD.format(
+        **row | {"weights": sum(array.size for array in arrays.values())},
+        title=f"{config.model_name} on Tiny ImageNet",
+        place=folder.relative_to(ROOT),
+        train=description["data"]["train"],
+        command=train_command(config),
+        minutes=read_seconds(run) / 60,
+        hardware=description["hardware"],
+        role="which chose the weights" if config.schedule == "plateau" else "which had no part in choosing the weights",
+        view="the whole picture, scaled" if config.resizes else "the centre crop",
+    )
+    write_atomically(folder / "README.md", lambda path: path.write_text(card, encoding="utf-8"))
+    return folder
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Makes a run of Tiny ImageNet small enough to ship."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """The run's folder, for example runs/resnet_18/default."""
+    data_dir: str | None = None
+    """The dataset's folder; by default the one that the run was trained on."""
+
+
+@command
+def main() -> None:
+    """Runs the command."""
+    arguments = command_line(Arguments)
+    print(ship(arguments.run, arguments.data_dir))
+
+
+if __name__ == "__main__":
+    main()
