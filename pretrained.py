@@ -24,8 +24,8 @@ PRETRAINED = ROOT / "pretrained"
 
 CARD = """# {title}
 
-{model}, {weights:,} weights in float16, for the 200 classes of Tiny ImageNet: `python predict.py PICTURE...` asks it,
-and every command that takes a run takes its folder.
+{model}, {weights:,} weights in float16, for the 200 classes of Tiny ImageNet. Every command that takes a run takes this
+folder: `python predict.py PICTURE... --run {place}`.
 
 - **Data**: the {train:,} training pictures of [Tiny ImageNet](http://cs231n.stanford.edu/tiny-imagenet-200.zip),
   64x64 pixels.

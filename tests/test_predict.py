@@ -143,6 +143,16 @@ def test_predictions_are_the_models_probabilities_best_first(run_folder):
     assert [prediction.true_name for prediction in found] == [run.class_names[4], run.class_names[0]]
 
 
+def test_the_newest_run_is_the_one_whose_model_was_written_last(tmp_path):
+    with pytest.raises(UserError, match="holds no trained model"):
+        predict.newest_run(tmp_path)
+    for age, name in enumerate(["vgg_16/a", "single_layer_nn/b", "vgg_16/c"]):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "best.keras").touch()
+        os.utime(tmp_path / name / "best.keras", (1000 - age, 1000 - age))
+    assert predict.newest_run(tmp_path) == tmp_path / "vgg_16" / "a"
+
+
 def test_runs_on_the_same_data_are_opened_and_why_one_cannot_be_is_said(sample_dir, tmp_path, capsys):
     good, other, broken = (make_run(tmp_path, sample_dir, config_name=name) for name in ("good", "other", "broken"))
     linear = make_run(tmp_path, sample_dir, model_name="logistic_regression")

@@ -33,8 +33,6 @@ def test_the_commands_work(tmp_path):
 
     for path in ROOT.glob("*.py"):
         shutil.copy(path, tmp_path)
-    shutil.copytree(ROOT / "pretrained", tmp_path / "pretrained")
-    (tmp_path / ".venv").symlink_to(sys.prefix)  # which may have another name
     draw_sample_set(tmp_path / "sample-data", train_per_class=160, val_per_class=5)
     (tmp_path / "tiny-imagenet-200").symlink_to("sample-data")  # stands in for the real one
     for model in ("logistic_regression", "vgg_16"):
