@@ -66,7 +66,7 @@ def per_picture(data_dir: Path) -> Callable[[], float]:
 
 def keras_layers(data_dir: Path) -> Callable[[], float]:
     """`image_dataset_from_directory`, cached as uint8 after the first pass, and Keras's random layers in `map`."""
-    augment = keras.Sequential(
+    augment = keras.layers.Pipeline(  # not Sequential, which tf.data takes under TensorFlow alone
         [
             keras.layers.RandomCrop(BASE.crop_size, BASE.crop_size),
             keras.layers.RandomFlip("horizontal"),

@@ -156,12 +156,19 @@ def test_each_size_of_pictures_has_an_equal_part_of_the_run(total):
     assert train.picture_size(TrainConfig(), 5, 10) == train.eval_size(TrainConfig(), 5, 10) == 56
 
 
+@pytest.fixture(scope="module")
+def whole(sample_dir, tmp_path_factory):
+    """The folder of a run that nothing happened to, whose every state is kept."""
+    config = tiny_fixed(sample_dir, tmp_path_factory.mktemp("whole"), summary_interval=5, keep_checkpoints=20)
+    with pytest.MonkeyPatch.context() as patches:
+        patches.setattr(checkpoints.StateSaver, "busy", lambda _: False)  # however slow the disk is
+        return train.train(config)
+
+
 @pytest.mark.parametrize("step", [7, 8, 13, 16, 19, 20])
-def test_a_stop_at_any_step_loses_nothing(sample_dir, tmp_path, monkeypatch, step):
+def test_a_stop_at_any_step_loses_nothing(whole, sample_dir, tmp_path, monkeypatch, step):
     """Within an interval, at its last step, at a change of size, at the last step of all."""
-    config = tiny_fixed(sample_dir, tmp_path, summary_interval=5, keep_checkpoints=20)
-    whole = train.train(config)
-    stopped = replace(config, config_name="stopped")
+    stopped = tiny_fixed(sample_dir, tmp_path, summary_interval=5, keep_checkpoints=20)
 
     def stop(self, batch, logs, on_step=train.Steps.on_train_batch_end):
         if self.progress.step + 1 == step:
@@ -184,38 +191,28 @@ def tiny_fixed(sample_dir, tmp_path, **settings):
     return replace(config, batch_size=20, num_epochs=2, eval_interval=8, checkpoint_interval=1, **settings)
 
 
-@pytest.fixture
-def every_state(monkeypatch):
-    """Each state that is due is saved, however slow the disk is."""
-    monkeypatch.setattr(checkpoints.StateSaver, "busy", lambda _: False)
-
-
-@pytest.mark.usefixtures("every_state")
-def test_a_run_with_a_fixed_schedule_keeps_the_last_weights_and_resumes_exactly(sample_dir, tmp_path, capsys):
-    config = tiny_fixed(sample_dir, tmp_path, keep_checkpoints=20, summary_interval=5)
-    folder = train.train(config)
-    assert "last validation top-1" in capsys.readouterr().out
+def test_a_run_with_a_fixed_schedule_keeps_the_last_weights_and_resumes_exactly(whole, tmp_path, capsys):
+    folder = tmp_path / "resnet_18" / "default"
+    shutil.copytree(whole, folder)
+    config = replace(checkpoints.read_config(folder)[0], runs_dir=str(tmp_path))
     assert not (folder / "best.keras").exists()
     model = checkpoints.load_run(folder).model
     assert model.input_shape == (None, 56, 56, 3)
-    whole, points_before = final_state(folder), points(folder)
+    state_before, points_before = final_state(folder), points(folder)
     assert [point["step"] for point in points_before if point["split"] == "validation"] == [8, 16, 20]
-    assert [point["step"] for point in points_before if point["split"] == "train"] == [5, 10, 15, 20]
+    train_points = [point for point in points_before if point["split"] == "train"]
+    rates = {step: float(train.FixedSchedule(config, 20)(step)) for step in (5, 10, 15, 20)}
+    assert {point["step"]: point["learning_rate"] for point in train_points} == pytest.approx(rates)
     with np.load(folder / "checkpoints" / "step_00000020" / "arrays.npz") as arrays:
         kernel = next(arrays[name] for name in arrays if name.endswith(" fc/kernel"))
     np.testing.assert_array_equal(model.get_layer("fc").kernel, kernel)
     for step in (18, 14, 7):  # within the last size, as it begins, and between two parts of the first
         train.train(config, resume_from=f"step_{step:08d}")
-        assert final_state(folder) == whole
+        assert "last validation top-1" in capsys.readouterr().out
+        assert final_state(folder) == state_before
         assert points(folder) == points_before
     with pytest.raises(UserError, match="num_epochs was 2, now 3"):
         train.train(replace(config, num_epochs=3), resume=True)
-
-
-def test_the_rate_of_a_fixed_schedule_is_logged(sample_dir, tmp_path):
-    config = tiny_fixed(sample_dir, tmp_path, summary_interval=5)
-    rates = {p["step"]: p["learning_rate"] for p in points(train.train(config)) if p["split"] == "train"}
-    assert rates == pytest.approx({step: float(train.FixedSchedule(config, 20)(step)) for step in (5, 10, 15, 20)})
 
 
 def test_a_net_of_one_size_is_not_given_others(sample_dir, tmp_path):
@@ -241,8 +238,9 @@ def test_a_fixed_schedule_runs_under_jax(sample_dir, tmp_path):
     assert json.loads(result.stdout)["center_top_1"] == pytest.approx(last["top_1"])
 
 
-def test_wrong_settings_are_answered_in_one_line(sample_dir, tmp_path):
-    base = ("train.py", "--data-dir", sample_dir, "--model-name", "logistic_regression")
+def test_wrong_settings_are_answered_in_one_line(sample_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    base = ("--data-dir", str(sample_dir), "--model-name", "logistic_regression")
     answers = {
         ("--lr", "-1"): ("lr", "0 to 1000000.0"),
         ("--model-name", "vgg_61"): ("vgg_61", "logistic_regression", "single_layer_nn", "vgg_16", "-> keras.Model"),
@@ -253,7 +251,11 @@ def test_wrong_settings_are_answered_in_one_line(sample_dir, tmp_path):
         ("--ema-momentum", "0.999"): ("ema_momentum", "steps of the run"),
     }
     for arguments, words in answers.items():
-        assert_one_line_error(run_script(*base, *arguments, cwd=tmp_path), *words)
+        with pytest.raises(UserError) as error:
+            train.train(train.parse([*base, *arguments]).config)
+        assert "\n" not in str(error.value)
+        for word in words:
+            assert word in str(error.value)
     assert not (tmp_path / "runs").exists()
 
 
