@@ -57,7 +57,7 @@ GROUPS = {
             "PyTorch DataLoader, a worker a core, Pillow": "torch_peers.loader",
         },
         "pictures/s",
-        rounds=4,
+        rounds=3,
     ),
     "first start": Group(
         {
