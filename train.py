@@ -373,10 +373,10 @@ def count_steps(config: TrainConfig, data: Dataset) -> int:
     if config.picture_sizes and not config.resizes:
         raise UserError("picture_sizes needs pictures that are scaled; set --resized-crop, for example to 44 64")
     if config.ema_momentum and 1 / (1 - config.ema_momentum) > total_steps:
-        longest = 1 - 1 / total_steps
+        longest = math.floor(1e5 * (1 - 1 / total_steps)) / 1e5
         raise UserError(
             f"ema_momentum is {config.ema_momentum}, an average over more than the {total_steps} steps of the run; "
-            f"set --ema-momentum to {longest:.2g} or less"
+            f"set --ema-momentum to {longest:g} or less"
         )
     if len(config.picture_sizes) > total_steps:
         raise UserError(f"there are {len(config.picture_sizes)} picture_sizes for {total_steps} steps; name fewer")

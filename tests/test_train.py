@@ -3,6 +3,7 @@
 from startup import UserError
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,7 @@ import checkpoints
 import models
 import train
 from config import RECIPES, TrainConfig
+from dataset import open_dataset
 from sample_data import draw_sample_set
 from train import TrainControl
 
@@ -300,6 +302,15 @@ def test_a_resumed_run_keeps_its_own_settings_whatever_its_recipe_says(sample_di
     train.train(asked)
     assert train.parse([*words, "--resume"]).config == asked
     assert train.parse([*words, "--resume", "--num-epochs", "2"]).config == replace(asked, num_epochs=2)
+
+
+def test_the_longest_average_that_the_error_names_is_taken(sample_dir):
+    config = TrainConfig("logistic_regression", batch_size=20, num_epochs=150, eval_interval=10, ema_momentum=0.99999)
+    data = open_dataset(sample_dir)
+    with pytest.raises(UserError, match="ema_momentum") as error:
+        train.count_steps(config, data)
+    longest = float(re.search("set --ema-momentum to (.*) or less", str(error.value)).group(1))
+    assert train.count_steps(replace(config, ema_momentum=longest), data) == 1500
 
 
 def test_one_class_alone_is_refused(tmp_path):
