@@ -95,7 +95,7 @@ class Muon(KeepsWeights, keras.optimizers.Muon):
     def zeropower_via_newtonschulz5(self, x, steps: int):
         """The update of one kernel, of any shape (..., F), with a root mean square near 0.2."""
         matrix = ops.reshape(x, (-1, x.shape[-1]))
-        matrix = matrix / (ops.norm(matrix) + 1e-7)
+        matrix = matrix / (ops.norm(matrix) + 1e-7)  # in float32: Keras's own norm follows in `arithmetic`
         update = super().zeropower_via_newtonschulz5(ops.cast(matrix, self.arithmetic), steps)
         scale = 0.2 * math.sqrt(max(matrix.shape))
         return scale * ops.cast(ops.reshape(update, x.shape), x.dtype)

@@ -20,7 +20,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from config import PICTURE_SIZE
-from files import is_utf8, progress, shown, write_atomically
+from files import force_to_disk, is_utf8, progress, shown, write_atomically
 from layout import is_picture
 
 INDEX_VERSION = 2  # of what `packed/` holds; another number is packed anew
@@ -201,11 +201,7 @@ def commit(packed: Path, index: dict) -> None:
     (packed / "index.json").unlink(missing_ok=True)  # so that an old index never stands beside new arrays
     for name in ("train.npy", "val.npy", "index.json"):
         (packed / f"{name}{PARTIAL}").replace(packed / name)
-    descriptor = os.open(packed, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    force_to_disk(packed)
 
 
 def remove_partial(packed: Path) -> None:

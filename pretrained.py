@@ -6,7 +6,6 @@ weights in float16 instead of a .keras file. Its card, README.md, has the accura
 
 from startup import ROOT, UserError, command, command_line, keras
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +14,10 @@ from typing import Annotated
 import numpy as np
 import tyro
 
-from checkpoints import ROUNDED_WEIGHTS, load_run, read_config, read_seconds
+from checkpoints import ROUNDED_WEIGHTS, load_run, read_config
 from evaluate import evaluate
 from files import write_atomically
-from report import PLACES, train_command
+from report import train_command, view, without_places
 
 PRETRAINED = ROOT / "pretrained"
 
@@ -70,26 +69,24 @@ def ship(run: Path, data_dir: str | None = None) -> Path:
     config, description = read_config(run)
     arrays = rounded(load_run(run).model)
     data_dir = data_dir or config.data_dir
-    for place in PLACES:
-        del description["config"][place]
     description["config"]["precision"] = "float32"  # which every machine has; the weights were rounded already
     folder = PRETRAINED / config.model_name
     folder.mkdir(parents=True, exist_ok=True)
-    settings = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
+    settings = without_places(description)
     write_atomically(folder / "config.json", lambda path: path.write_text(settings, encoding="utf-8"))
     write_atomically(folder / ROUNDED_WEIGHTS, lambda path: np.savez_compressed(path, **arrays))
     write_atomically(folder / "metrics.jsonl", lambda path: shutil.copyfile(run / "metrics.jsonl", path))
     row = evaluate(folder, data_dir)
     card = CARD.format(
-        **row | {"weights": sum(array.size for array in arrays.values())},
+        **row,
         title=f"{config.model_name} on Tiny ImageNet",
         place=folder.relative_to(ROOT),
         train=description["data"]["train"],
         command=train_command(config),
-        minutes=read_seconds(run) / 60,
+        minutes=row["seconds"] / 60,
         hardware=description["hardware"],
         role="which chose the weights" if config.schedule == "plateau" else "which had no part in choosing the weights",
-        view="the whole picture, scaled" if config.resizes else "the centre crop",
+        view=f"the {view(config)}",
     )
     write_atomically(folder / "README.md", lambda path: path.write_text(card, encoding="utf-8"))
     return folder

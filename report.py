@@ -49,26 +49,35 @@ def file_result(run: Path, name: str, data_dir: str | None = None, machine_speed
     row = evaluate(run, data_dir)
     del row["run"]
     evidence = {name: description[name] for name in ("hardware", "backend", "versions") if name in description}
-    view = "whole picture, scaled" if config.resizes else "centre crop"
     kept = config.model_file.removesuffix(".keras")
-    evidence = {"command": train_command(config), "n": 1, "view": view, "weights_kept": kept} | evidence
+    evidence = {"command": train_command(config), "n": 1, "view": view(config), "weights_kept": kept} | evidence
     if machine_speed is not None:
         evidence["machine_speed"] = machine_speed
     points = read_points(run / "metrics.jsonl")
-    for place in PLACES:
-        del description["config"][place]
+    settings = without_places(description)
     folder = RESULTS / name
     folder.mkdir(parents=True, exist_ok=True)
     curves = draw_curves(points, name)
     files = {
         "metrics.jsonl": lambda path: shutil.copyfile(run / "metrics.jsonl", path),
-        "config.json": lambda path: path.write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n"),
+        "config.json": lambda path: path.write_text(settings, encoding="utf-8"),
         "curves.png": curves.savefig,
         "result.json": lambda path: path.write_text(json.dumps(row | evidence, indent=2) + "\n"),  # last: it counts
     }
     for file, write in files.items():
         write_atomically(folder / file, write)
     return folder
+
+
+def view(config: TrainConfig) -> str:
+    """What the model sees of a picture in an evaluation by one view."""
+    return "whole picture, scaled" if config.resizes else "centre crop"
+
+
+def without_places(description: dict) -> str:
+    """What a config.json says, as its text, without the folders of the machine where the run was trained."""
+    settings = {name: value for name, value in description["config"].items() if name not in PLACES}
+    return json.dumps(description | {"config": settings}, indent=2, ensure_ascii=False) + "\n"
 
 
 def read_points(path: Path) -> list[dict]:
@@ -129,27 +138,33 @@ def _read_result(path: Path) -> dict:
         raise UserError(f"{path} is damaged ({error}); file the run again") from None
 
 
+def _read_results(folder: Path) -> list[tuple[Path, dict]]:
+    """The results' folders and what their result.json says, the most accurate last."""
+    results = [(path.parent, _read_result(path)) for path in folder.glob("*/result.json")]
+    return sorted(results, key=lambda result: result[1]["center_top_1"])
+
+
 def results_table(folder: Path = RESULTS) -> str:
     """The results as a Markdown table, from the least to the most accurate, each beside the command that made it."""
-    results = {path.parent.name: _read_result(path) for path in folder.glob("*/result.json")}
+    results = _read_results(folder)
     if not results:
         return ""
     lines = [
         "| model | top-1 / top-5, centre crop | 10 crops | training | made by |",
         "|---|---|---|---|---|",
     ]
-    for name, row in sorted(results.items(), key=lambda item: item[1]["center_top_1"]):
+    for path, row in results:
         scores = [
             f"{100 * row[f'{crops}_top_1']:.1f} / {100 * row[f'{crops}_top_5']:.1f} %"
             for crops in ("center", "ten_crops")
         ]
-        view = row.get("view", "centre crop")
-        remarks = [view] * (view != "centre crop")
+        seen = row.get("view", "centre crop")
+        remarks = [seen] * (seen != "centre crop")
         remarks += ["last weights"] * (row.get("weights_kept") == "last")
-        model = f"[{row['model']}](results/{name})" + f" ({', '.join(remarks)})" * bool(remarks)
+        model = f"[{row['model']}](results/{path.name})" + f" ({', '.join(remarks)})" * bool(remarks)
         time = f"{row['seconds'] / 60:.0f} min, {row['hardware']}"
         lines.append(f"| {model} | {scores[0]} | {scores[1]} | {time} | `{row['command']}` |")
-    pictures = {row["pictures"] for row in results.values()}
+    pictures = {row["pictures"] for _, row in results}
     counts = " or ".join(f"{count:,}" for count in sorted(pictures))
     lines.append(
         f"\nOn {counts} validation pictures; one run each. The weights are the best of the run by the same pictures, "
@@ -176,8 +191,7 @@ def board(folder: Path = RESULTS) -> str:
         f"| minutes to a top-1 of | {levels} | at the end | machine | its VGG-16 steps |",
         f"|---{'|---' * len(LEVELS)}|---|---|---|",
     ]
-    results = {path.parent: _read_result(path) for path in folder.glob("*/result.json")}
-    for path, row in sorted(results.items(), key=lambda item: item[1]["center_top_1"]):
+    for path, row in _read_results(folder):
         points = read_points(path / "metrics.jsonl")
         minutes = [minutes_to(points, level) for level in LEVELS]
         if minutes[0] is None or row.get("weights_kept") != "last":
