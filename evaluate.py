@@ -1,4 +1,7 @@
-"""Top-1 and top-5 accuracy of the models that runs kept, by the centre crop and by 10 crops, over all of validation."""
+"""How good the models are that runs kept, over all of validation: `python evaluate.py RUN...`.
+
+Top-1 and top-5 accuracy by the centre crop and by 10 crops, and the expected calibration error of the centre crop.
+"""
 
 from startup import UserError, command, command_line, keras
 
@@ -16,19 +19,20 @@ from checkpoints import Run, load_run, read_seconds
 from config import TrainConfig
 from dataset import Dataset, Split, open_dataset
 from input_pipe import CENTER, as_tensor, ten_crops
-from metrics import top_k_accuracy
+from metrics import expected_calibration_error, top_k_accuracy
 
 BATCH_SIZE = 100  # pictures; ten times as many crops
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Shares of the validation pictures, 0 to 1."""
+    """Shares of the validation pictures, 0 to 1; and the expected calibration error, 0 to 1, by the centre crop."""
 
     center_top_1: float
     center_top_5: float
     ten_crops_top_1: float
     ten_crops_top_5: float
+    center_ece: float
 
 
 def scores(model: keras.Model, split: Split, config: TrainConfig) -> Scores:
@@ -40,16 +44,19 @@ def scores(model: keras.Model, split: Split, config: TrainConfig) -> Scores:
         config: of the model's run; says how pictures become crops.
 
     Returns:
-        The accuracies.
+        The accuracies, and how far the probabilities are from them.
     """
-    pictures, hits = as_tensor(split.images), []
+    pictures, hits, confidences = as_tensor(split.images), [], []
     for start in tqdm(range(0, len(split.labels), BATCH_SIZE), desc="evaluating", leave=False, disable=None):
         batch, labels = pictures[start : start + BATCH_SIZE], split.labels[start : start + BATCH_SIZE]
         crops = log_probabilities(model, ten_crops(batch, config))  # (10, B, C)
         both = crops[CENTER], crops.sum(axis=0)
-        hits.append([top_k_accuracy(labels, log_p, k) for log_p in both for k in (1, 5)])  # 4 of (B,)
-    totals = sum(ops.convert_to_numpy(ops.stack(four)).astype(int).sum(axis=1) for four in hits)
-    return Scores(*(int(total) / len(split.labels) for total in totals))
+        four = ops.stack([top_k_accuracy(labels, log_p, k) for log_p in both for k in (1, 5)])
+        hits.append(ops.convert_to_numpy(four).astype(int))  # (4, B)
+        confidences.append(np.exp(crops[CENTER].max(axis=-1)))  # (B,)
+    hits, confidences = np.concatenate(hits, axis=1), np.concatenate(confidences)
+    shares = (int(total) / len(split.labels) for total in hits.sum(axis=1))
+    return Scores(*shares, expected_calibration_error(confidences, hits[0]))
 
 
 def log_probabilities(model: keras.Model, crops) -> np.ndarray:
@@ -88,16 +95,15 @@ def evaluate(folder: Path, data_dir: str | None) -> dict:
 
 
 def table(rows: list[dict]) -> str:
-    """The rows for people: per cent, and seconds of training."""
-    lines = [f"{'':<32}{'':>12}  {'centre crop':>15}  {'10 crops':>15}{'':>10}"]
-    lines.append(f"{'model':<32}{'weights':>12}{'top-1':>9}{'top-5':>8}{'top-1':>9}{'top-5':>8}{'seconds':>10}")
+    """The rows for people: per cent (ECE: expected calibration error), and seconds of training."""
+    lines = [f"{'':<32}{'':>12}  {'centre crop':>23}  {'10 crops':>15}{'':>10}"]
+    heads = (("top-1", 9), ("top-5", 8), ("ECE", 8), ("top-1", 9), ("top-5", 8), ("seconds", 10))
+    lines.append(f"{'model':<32}{'weights':>12}" + "".join(f"{head:>{width}}" for head, width in heads))
     for row in rows:
-        percents = [f"{100 * row[name]:.2f}" for name in Scores.__dataclass_fields__]
-        seconds = f"{row['seconds']:,.0f}"
-        name = row["run"].removeprefix("runs/")
-        lines.append(
-            f"{name:<32}{row['weights']:>12,}{percents[0]:>9}{percents[1]:>8}{percents[2]:>9}{percents[3]:>8}{seconds:>10}"
-        )
+        names = ("center_top_1", "center_top_5", "center_ece", "ten_crops_top_1", "ten_crops_top_5")
+        cells = [f"{100 * row[name]:.2f}" for name in names] + [f"{row['seconds']:,.0f}"]
+        line = "".join(f"{cell:>{width}}" for cell, (_, width) in zip(cells, heads, strict=True))
+        lines.append(f"{row['run'].removeprefix('runs/'):<32}{row['weights']:>12,}{line}")
     return "\n".join(lines)
 
 

@@ -2,7 +2,7 @@
 
 A result is a claim with its evidence. `results/<name>/` holds the run's config.json (without folder names) and
 metrics.jsonl, the curves as a picture, and result.json: accuracy, on which pictures, in what time, on which machine, by
-which command.
+which command. With --group, runs that belong together are filed below results/<group>/, whose README.md compares them.
 """
 
 from startup import ROOT, UserError, command, command_line
@@ -76,8 +76,13 @@ def view(config: TrainConfig) -> str:
 
 def without_places(description: dict) -> str:
     """What a config.json says, as its text, without the folders of the machine where the run was trained."""
-    settings = {name: value for name, value in description["config"].items() if name not in PLACES}
+    settings = {name: _anywhere(name, value) for name, value in description["config"].items() if name not in PLACES}
     return json.dumps(description | {"config": settings}, indent=2, ensure_ascii=False) + "\n"
+
+
+def _anywhere(name: str, value):
+    """A setting as it may be filed: the run that the first weights came from as runs/MODEL/NAME, wherever it is."""
+    return "/".join(["runs", *Path(value).parts[-2:]]) if name == "init_from" and value else value
 
 
 def read_points(path: Path) -> list[dict]:
@@ -110,7 +115,8 @@ def train_command(config: TrainConfig) -> str:
 
 
 def _changes(config: TrainConfig, recipe: str) -> dict:
-    return {name: ours for name, (ours, _) in differences(config, RECIPES[recipe]).items() if name not in PLACES}
+    changes = differences(config, RECIPES[recipe]).items()
+    return {name: _anywhere(name, ours) for name, (ours, _) in changes if name not in PLACES}
 
 
 def draw_curves(points: list[dict], title: str) -> Figure:
@@ -144,9 +150,13 @@ def _read_results(folder: Path) -> list[tuple[Path, dict]]:
     return sorted(results, key=lambda result: result[1]["center_top_1"])
 
 
-def results_table(folder: Path = RESULTS) -> str:
+def _percents(row: dict, crops: str) -> str:
+    return f"{100 * row[f'{crops}_top_1']:.1f} / {100 * row[f'{crops}_top_5']:.1f} %"
+
+
+def results_table(folder: Path | None = None) -> str:
     """The results as a Markdown table, from the least to the most accurate, each beside the command that made it."""
-    results = _read_results(folder)
+    results = _read_results(folder or RESULTS)
     if not results:
         return ""
     lines = [
@@ -154,10 +164,7 @@ def results_table(folder: Path = RESULTS) -> str:
         "|---|---|---|---|---|",
     ]
     for path, row in results:
-        scores = [
-            f"{100 * row[f'{crops}_top_1']:.1f} / {100 * row[f'{crops}_top_5']:.1f} %"
-            for crops in ("center", "ten_crops")
-        ]
+        scores = [_percents(row, crops) for crops in ("center", "ten_crops")]
         seen = row.get("view", "centre crop")
         remarks = [seen] * (seen != "centre crop")
         remarks += ["last weights"] * (row.get("weights_kept") == "last")
@@ -181,7 +188,7 @@ def minutes_to(points: list[dict], level: float) -> float | None:
     return None if seconds is None else seconds / 60
 
 
-def board(folder: Path = RESULTS) -> str:
+def board(folder: Path | None = None) -> str:
     """Time to accuracy as a Markdown table, the most accurate last.
 
     Of each result by a fixed schedule, whose last weights count, that came to the first of the levels.
@@ -191,7 +198,7 @@ def board(folder: Path = RESULTS) -> str:
         f"| minutes to a top-1 of | {levels} | at the end | machine | its VGG-16 steps |",
         f"|---{'|---' * len(LEVELS)}|---|---|---|",
     ]
-    for path, row in _read_results(folder):
+    for path, row in _read_results(folder or RESULTS):
         points = read_points(path / "metrics.jsonl")
         minutes = [minutes_to(points, level) for level in LEVELS]
         if minutes[0] is None or row.get("weights_kept") != "last":
@@ -205,8 +212,45 @@ def board(folder: Path = RESULTS) -> str:
     return "\n".join(lines) + "\n" if len(lines) > 2 else ""
 
 
-def update_readme(readme: Path = README, begin: str = BEGIN, end: str = END, table: str | None = None) -> None:
+def marks(group: str) -> tuple[str, str]:
+    """The lines of the main README between which a group's table goes; it need not have them."""
+    return f"<!-- {group}: written by report.py --group {group} -->\n", f"<!-- end of {group} -->"
+
+
+def comparison(folder: Path) -> str:
+    """The runs of a group as a Markdown table, from the least to the most accurate by the centre crop."""
+    results = _read_results(folder)
+    views = " or ".join(sorted({row["view"] for _, row in results}))
+    lines = [
+        f"| run | top-1 / top-5, {views} | 10 crops | calibration error | training | made by |",
+        "|---|---|---|---|---|---|",
+    ]
+    for path, row in results:
+        scores, ten = _percents(row, "center"), _percents(row, "ten_crops")
+        error, time = f"{100 * row['center_ece']:.1f} %", f"{row['seconds'] / 60:.0f} min, {row['hardware']}"
+        link = f"[{path.name}](results/{folder.name}/{path.name})"
+        lines.append(f"| {link} | {scores} | {ten} | {error} | {time} | `{row['command']}` |")
+    pictures = " or ".join(f"{count:,}" for count in sorted({row["pictures"] for _, row in results}))
+    lines.append(
+        f"\nOn {pictures} validation pictures; one run each. Calibration error: expected, over 15 intervals of the "
+        "probability of the likeliest class, by softmax."
+    )
+    return "\n".join(lines) + "\n"
+
+
+def file_comparison(group: str) -> None:
+    """Writes results/<group>/README.md and, if it has the marks for it, the main README."""
+    folder, table = RESULTS / group, comparison(RESULTS / group)
+    page = f"# {group}\n\n{table.replace(f'(results/{group}/', '(')}"
+    write_atomically(folder / "README.md", lambda path: path.write_text(page, encoding="utf-8"))
+    begin, end = marks(group)
+    if begin in README.read_text(encoding="utf-8"):
+        update_readme(begin=begin, end=end, table=table)
+
+
+def update_readme(readme: Path | None = None, begin: str = BEGIN, end: str = END, table: str | None = None) -> None:
     """Puts a table, that of the results if no other is given, between its two marks in the README."""
+    readme = readme or README
     text = readme.read_text(encoding="utf-8")
     if not 0 <= text.find(begin) < text.find(end):
         raise UserError(f"{readme} lacks the marks {begin.strip()!r} and {end!r} between which the table goes")
@@ -223,6 +267,8 @@ class Arguments:
     """The runs' folders, for example runs/vgg_16/default; none: only the tables are written."""
     name: str | None = None
     """The result's name; by default the model's."""
+    group: str | None = None
+    """File them below results/GROUP/, apart from the main table, and compare all that is there."""
     data_dir: str | None = None
     """The dataset's folder; by default the one that the run was trained on."""
     machine_speed: float | None = None
@@ -234,9 +280,9 @@ def main() -> None:
     """Runs the command."""
     arguments = command_line(Arguments)
     names = [arguments.name or run.resolve().parent.name for run in arguments.runs]
-    for name in names:
+    for flag, name in (*(("--name", name) for name in names), ("--group", arguments.group or "none")):
         if not re.fullmatch(NAME, name):
-            raise UserError(f"--name is {name!r}; use letters, digits, '_', '-' and '.' alone")
+            raise UserError(f"{flag} is {name!r}; use letters, digits, '_', '-' and '.' alone")
     if arguments.machine_speed is not None and not 0 < arguments.machine_speed < math.inf:
         raise UserError(f"--machine-speed is {arguments.machine_speed}; it must be a number above 0")
     if len(set(names)) < len(names):
@@ -244,7 +290,10 @@ def main() -> None:
             f"several runs would be filed under one name ({', '.join(names)}); file them one by one, --name"
         )
     for run, name in zip(arguments.runs, names, strict=True):
-        print(file_result(run, name, arguments.data_dir, arguments.machine_speed))
+        place = f"{arguments.group}/{name}" if arguments.group else name
+        print(file_result(run, place, arguments.data_dir, arguments.machine_speed))
+    if arguments.group and any((RESULTS / arguments.group).glob("*/result.json")):
+        file_comparison(arguments.group)
     tables = results_table(), board()
     update_readme(table=tables[0])
     update_readme(begin=BOARD_BEGIN, end=BOARD_END, table=tables[1])

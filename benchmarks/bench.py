@@ -215,14 +215,14 @@ class Worker:
         self._errors.close()
 
 
-def measure(group: Group, data_dir: Path) -> dict[str, list[float]]:
+def measure(group: Group, data_dir: Path, rounds: int) -> dict[str, list[float]]:
     """The results of each contender, a number a round; the rounds are taken in turn."""
     found = {label: [] for label in group.contenders}
     os.sync()  # so that what was written before is not written to the disk meanwhile
     with ExitStack() as stack:
         scratch = stack.enter_context(tempfile.TemporaryDirectory())  # workers are killed: they do not clean up
         workers = {}
-        for _ in range(group.rounds):
+        for _ in range(rounds):
             for label, contender in group.contenders.items():
                 if label not in workers:
                     workers[label] = Worker(contender, data_dir, scratch)
@@ -374,6 +374,8 @@ class Arguments:
     """The dataset's folder; the figures that are reported are for Tiny ImageNet."""
     only: tuple[str, ...] = ()
     """Some of the groups only, by name; the others' results stay as they are."""
+    rounds: int | None = None
+    """Rounds of each group, instead of its own number: where one takes long, one may have to do."""
 
 
 def machine() -> str:
@@ -408,13 +410,15 @@ def main() -> None:
     arguments = command_line(Arguments)
     if unknown := set(arguments.only) - set(GROUPS):
         raise UserError(f"--only {', '.join(sorted(unknown))}: there is no such group; there are: {'; '.join(GROUPS)}")
+    if arguments.rounds is not None and arguments.rounds < 1:
+        raise UserError(f"--rounds is {arguments.rounds}; it must be 1 or more")
     open_dataset(arguments.data_dir)
     print(f"{machine()}; load {os.getloadavg()[0]:.1f}: nothing else should run meanwhile")
     # on a GPU the peers that only the processor runs tell nothing
     names = [name for name in arguments.only or GROUPS if not (gpu_names() and "PyTorch" in name)]
     for name in names:
         start = time.monotonic()
-        found = measure(GROUPS[name], arguments.data_dir.resolve())
+        found = measure(GROUPS[name], arguments.data_dir.resolve(), arguments.rounds or GROUPS[name].rounds)
         for label, numbers in found.items():
             print(
                 f"{name}: {label}: {', '.join(f'{number:,.4g}' for number in numbers)} {GROUPS[name].unit}", flush=True

@@ -13,6 +13,7 @@ import checkpoints
 from config import BASE, TrainConfig
 from dataset import open_dataset
 from evaluate import BATCH_SIZE, evaluate, scores, table
+from metrics import expected_calibration_error
 from models import build_model
 
 SIZE = 56
@@ -50,15 +51,16 @@ def rank_of_label(log_p, label):
 
 
 def expected_scores(model, split):
-    """One picture and one crop at a time."""
+    """One picture and one crop at a time; top-1 and top-5 by the centre, by ten crops, and the calibration error."""
     kernel, bias = model.get_weights()
-    hits = []
+    hits, confidences = [], []
     for picture, label in zip(split.images, split.labels, strict=True):
         logits = [(crop.reshape(-1) / 128.0 - 1.0) @ kernel + bias for crop in crops_of(picture)]
         log_p = [one - np.log(np.exp(one).sum()) for one in logits]
         center, ten = rank_of_label(log_p[4], label), rank_of_label(np.sum(log_p, axis=0), label)
         hits.append([center < 1, center < 5, ten < 1, ten < 5])
-    return np.mean(hits, axis=0)
+        confidences.append(np.exp(log_p[4].max()))
+    return [*np.mean(hits, axis=0), expected_calibration_error(confidences, np.array(hits)[:, 0])]
 
 
 @pytest.mark.parametrize("num_pictures", [1, BATCH_SIZE, BATCH_SIZE + 3])
@@ -66,7 +68,7 @@ def test_scores_equal_a_loop_over_single_pictures_and_crops(num_pictures):
     model, split = small_model(), small_split(num_pictures)
     found = scores(model, split, BASE)
     expected = expected_scores(model, split)
-    np.testing.assert_allclose(list(vars(found).values()), expected, atol=1e-7)
+    np.testing.assert_allclose(list(vars(found).values()), expected, atol=1e-6)
 
 
 def test_the_last_odd_batch_counts_as_much_as_any_other():
@@ -110,9 +112,10 @@ def test_a_row_says_what_was_evaluated(run):
 
 def test_the_table_is_in_per_cent():
     shares = {"center_top_1": 0.5286, "center_top_5": 0.771, "ten_crops_top_1": 0.5644, "ten_crops_top_5": 1.0}
+    shares["center_ece"] = 0.0312
     row = {"run": "runs/vgg_16/default", "model": "vgg_16", "weights": 119200264, "pictures": 9, "seconds": 7200.4}
     last = table([row | shares]).splitlines()[-1]
-    assert last.split() == ["vgg_16/default", "119,200,264", "52.86", "77.10", "56.44", "100.00", "7,200"]
+    assert last.split() == ["vgg_16/default", "119,200,264", "52.86", "77.10", "3.12", "56.44", "100.00", "7,200"]
 
 
 def test_the_command_prints_a_line_of_json_for_each_run(run, tmp_path):

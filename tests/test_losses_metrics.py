@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from losses import loss_by_name, softmax_ce_loss, softmax_smooth_ce_loss, svm_loss
-from metrics import accuracy, top_5_accuracy, top_k_accuracy
+from metrics import accuracy, expected_calibration_error, top_5_accuracy, top_k_accuracy
 
 # two pictures, two classes: softmax is (3/4, 1/4) and (1/2, 1/2)
 LOGITS = np.array([[math.log(3), 0.0], [1.0, 1.0]], np.float32)
@@ -65,3 +65,12 @@ def test_ties_are_not_all_right():
 def test_fewer_classes_than_guesses():
     np.testing.assert_array_equal(numpy(top_5_accuracy(LABELS, LOGITS)), [1, 1])
     np.testing.assert_array_equal(numpy(top_k_accuracy(LABELS, LOGITS, k=1)), [0, 1])
+
+
+def test_expected_calibration_error():
+    # of 2 intervals: (0, 0.5] has 0.4 and 0.5, one right; (0.5, 1] has 0.9 and 1.0, one right
+    confidences, hits = np.array([0.4, 0.5, 0.9, 1.0]), np.array([1, 0, 0, 1])
+    expected = 2 / 4 * abs(0.45 - 0.5) + 2 / 4 * abs(0.95 - 0.5)
+    assert expected_calibration_error(confidences, hits, bins=2) == pytest.approx(expected)
+    assert expected_calibration_error(np.array([0.0, 1.0], "float32"), np.array([0, 1])) == 0
+    assert expected_calibration_error(np.ones(4), np.array([1, 1, 1, 0])) == pytest.approx(0.25)

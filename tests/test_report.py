@@ -83,6 +83,8 @@ def test_the_command_gives_the_settings_back(config):
     command = report.train_command(replace(config, **places))
     for place in places.values():
         assert place not in command
+    other = replace(config, init_from="/home/somebody/runs/losses/vgg_16/first")
+    assert "--init-from runs/vgg_16/first" in report.train_command(other)
     program, script, *words = shlex.split(command)
     assert (program, script) == ("python", "train.py")
     assert replace(train.parse(words).config, **places) == replace(config, **places)
@@ -160,6 +162,32 @@ def test_a_level_counts_as_reached_by_exactly_its_share():
     points = [{"split": "validation", "top_1": float(np.float32(0.52)), "seconds": 120}]
     assert report.minutes_to(points, 52) == 2
     assert report.minutes_to(points, 55) is None
+
+
+def test_a_group_is_compared_apart_from_the_main_table(run, results, tmp_path, monkeypatch):
+    readme = tmp_path / "README.md"
+    begin, end = report.marks("losses")
+    monkeypatch.setattr(report, "README", readme)
+    every = report.BEGIN + report.END + "\n" + report.BOARD_BEGIN + report.BOARD_END + "\n"
+    readme.write_text(every + begin + end)
+    monkeypatch.setattr("sys.argv", ["report.py", str(run), "--group", "losses", "--name", "svm"])
+    with pytest.raises(SystemExit) as ended:
+        report.main()
+    assert ended.value.code == 0
+    row = evaluate(run, None)
+    page = (results / "losses" / "README.md").read_text()
+    assert f"[svm](svm) | {100 * row['center_top_1']:.1f} / {100 * row['center_top_5']:.1f} % |" in page
+    assert f"| {100 * row['center_ece']:.1f} % |" in page
+    assert readme.read_text() == every + begin + report.comparison(results / "losses") + end
+    assert "[svm](results/losses/svm)" in readme.read_text()
+    assert (results / "losses" / "svm" / "curves.png").read_bytes().startswith(PNG)
+    readme.write_text(every)  # no marks for it: the page alone
+    with pytest.raises(SystemExit):
+        report.main()
+    assert readme.read_text() == every
+    monkeypatch.setattr("sys.argv", ["report.py", str(run), "--group", "../losses"])
+    with pytest.raises(SystemExit, match="--group is '../losses'"):
+        report.main()
 
 
 def test_the_machine_s_speed_is_filed_with_the_run(run, results, monkeypatch):
