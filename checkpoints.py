@@ -24,6 +24,7 @@ import re
 import shutil
 import sys
 import zipfile
+from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -59,7 +60,7 @@ ROUNDED_WEIGHTS = "weights.npz"  # of a model that ships (pretrained.py), in the
 SAVED = "saved"  # the empty file in checkpoints/ that tells a run whose states were removed from one that had none yet
 
 MATHEMATICS = ("train", "models", "input_pipe", "losses", "metrics", "optimizers")
-"""The files that, with the model's own, decide what a step computes."""
+"""The files that, with the model's own and what that imports, decide what a step computes."""
 
 NUMERICS = ("TF_ENABLE_ONEDNN_OPTS", "ONEDNN_MAX_CPU_ISA", "TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS", "XLA_FLAGS")
 """The variables of the environment by which a sum may be added up in another order."""
@@ -130,7 +131,18 @@ def hardware() -> str:
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     processor = f"{len(os.sched_getaffinity(0))} cores, {names[0] if names else platform.machine()}"
     settings = [f"{name}={os.environ[name]}" for name in NUMERICS if name in os.environ]
-    return ", ".join([processor, *gpu_names(), *settings])
+    gpus = [f"{count} x {name}" if count > 1 else name for name, count in Counter(gpu_names()).items()]
+    return ", ".join([processor, *gpus, *_several(), *settings])
+
+
+def _several() -> list[str]:
+    """How many devices and hosts train, where there are several."""
+    if keras.backend.backend() != "jax":
+        return []
+    import jax
+
+    devices, hosts = jax.device_count(), jax.process_count()
+    return [f"{devices} devices on {hosts} host{'s'[: hosts > 1]}"] if devices > 1 else []
 
 
 def create_run(config: TrainConfig, data: Dataset) -> Path:
@@ -216,13 +228,25 @@ def reopen_run(config: TrainConfig, data: Dataset) -> Path:
 def _changed_sources(config: TrainConfig, folder: Path) -> list[str]:
     """What differs, but for comments, docstrings and layout, between the run's copies of the sources and today's."""
     changed = []
-    for name in (*MATHEMATICS, config.model_name):
+    for name in (*MATHEMATICS, *_model_sources(config.model_name)):
         copy = folder / "source" / f"{name}.py"
         if not copy.exists():
             changed.append(f"{copy} is missing")
         elif _syntax(copy) != _syntax(ROOT / copy.name):
             changed.append(f"{copy.name} is not what it was; the run's own copy is {copy}")
     return changed
+
+
+def _model_sources(name: str) -> list[str]:
+    """The model's file and those of the root that it imports, over all steps; startup and config are none of them."""
+    names = [name]
+    for file in names:  # which grows
+        nodes = list(ast.walk(ast.parse((ROOT / f"{file}.py").read_text(encoding="utf-8"))))
+        found = {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+        found |= {name.name for node in nodes if isinstance(node, ast.Import) for name in node.names}
+        found = {module for module in found - {"startup", "config", *names} if module}
+        names += sorted(module for module in found if (ROOT / f"{module}.py").exists())
+    return names
 
 
 def _syntax(path: Path) -> str:
@@ -352,10 +376,12 @@ class StateSaver:
 
     Args:
         config: the run's; `keep_checkpoints` stay, newest first.
+        writes: if not, nothing is saved: of several hosts, one writes.
     """
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: TrainConfig, writes: bool = True) -> None:
         self._folder, self._keep, self._model_file = config.run_dir, config.keep_checkpoints, config.model_file
+        self._writes = writes
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._saving: Future | None = None
 
@@ -376,8 +402,8 @@ class StateSaver:
         """
         self.wait()
         path = self._folder / "checkpoints" / f"step_{progress['step']:08d}"
-        if path.exists():
-            return  # the state is a function of the step
+        if path.exists() or not self._writes:  # the state is a function of the step
+            return
         arrays = {name: np.array(keras.ops.convert_to_numpy(value)) for name, value in variables(model).items()}
         for name, array in arrays.items():
             if not np.isfinite(array).all():

@@ -60,6 +60,11 @@ class TrainConfig:
     reg: float = setting(5e-4, 0, 1e38)
     """L2 penalty on kernels: reg/2 times the sum of their squares is added to the loss (0 to 1e38). With muon rather 0:
     it takes a gradient's direction alone, in which a penalty is no decay of the weights."""
+    weight_decay: float = setting(0.0, 0, 100)
+    """Decoupled weight decay (https://arxiv.org/abs/1711.05101): a step takes this many times the rate of each kernel
+    away (0 to 100); with muon not of the last one."""
+    reg_last_only: bool = False
+    """Put the penalty on the last layer's kernel alone, as 2017 did with its SVM."""
     dropout_keep_prob: float = setting(0.5, 0.01, 1)
     """Share of the hidden dense units that dropout keeps (0.01 to 1; 1: no dropout)."""
     loss: Literal["softmax_ce", "softmax_smooth_ce", "svm"] = "softmax_ce"
@@ -70,6 +75,15 @@ class TrainConfig:
     # The model
     width: float = setting(1.0, 0.01, 8)
     """Factor on the number of units of every hidden layer (0.01 to 8)."""
+    hidden_units: tuple[int, int] = setting((4096, 2048), 1)
+    """Units of vgg_16's two hidden dense layers, before WIDTH (1 or more)."""
+    dropout_layers: int = setting(2, 0, 2)
+    """How many of vgg_16's hidden dense layers are followed by dropout, the first one first (0 to 2)."""
+    init_from: str = ""
+    """Begin with the weights of the run in this folder, instead of random ones, wherever name and shape agree."""
+    freeze_features: bool = False
+    """Train the last layer alone, on features that stay what INIT_FROM's run made them (dropout goes on, unless
+    DROPOUT_KEEP_PROB is 1)."""
 
     # The training picture; evaluation takes the central crop or, with resized_crop, the whole picture, scaled
     crop_size: int = setting(56, 32, PICTURE_SIZE)
@@ -115,7 +129,7 @@ class TrainConfig:
         for name in ("model_name", "config_name"):
             if not re.fullmatch(NAME, getattr(self, name)):
                 raise UserError(f"{name} is {getattr(self, name)!r}; use letters, digits, '_', '-' and '.' alone")
-        for name in ("data_dir", "runs_dir"):
+        for name in ("data_dir", "runs_dir", "init_from"):
             if not is_utf8(getattr(self, name)):
                 raise UserError(f"{name} is {shown(getattr(self, name))}, which is not UTF-8; rename the folder")
         for item in fields(self):
@@ -128,11 +142,18 @@ class TrainConfig:
                 raise UserError(f"{name} is {getattr(self, name)}; the first number must not be above the second")
         if self.resized_crop[0] == 0 < self.resized_crop[1]:
             raise UserError(f"resized_crop is {self.resized_crop}; it must be two sides from 1 to 64, or 0 0")
+        if self.freeze_features and not self.init_from:
+            raise UserError("freeze_features keeps the features of a trained run; name it by --init-from RUN")
 
     @property
     def resizes(self) -> bool:
         """Whether pictures are scaled, instead of cut, to the size that the model sees."""
         return self.resized_crop != (0, 0)
+
+    @property
+    def hidden_reg(self) -> float:
+        """`reg` as it is for all kernels but the last."""
+        return 0.0 if self.reg_last_only else self.reg
 
     @property
     def model_file(self) -> str:
@@ -202,10 +223,11 @@ ONE_HOUR = replace(
     schedule="one_cycle",
     warmup=0.15,
     reg=0.0,
+    weight_decay=0.03,
     loss="softmax_smooth_ce",
     crop_size=48,
     picture_sizes=10 * (32,) + 3 * (40,) + 3 * (48,),
-    resized_crop=(48, 64),
+    resized_crop=(44, 64),
     saturation=(1.0, 1.0),
     precision="auto",
     summary_interval=40,
@@ -241,6 +263,24 @@ RECIPES: dict[str, TrainConfig] = {
         summary_interval=57,
         eval_interval=342,
         checkpoint_interval=171,
+    ),
+    # 2017's SVM
+    "vgg_16_svm": replace(
+        BASE, loss="svm", lr=0.001, reg=1.0, reg_last_only=True, hidden_units=(4096, 4096), dropout_layers=1
+    ),
+    # VGG-16 of today, for a GPU
+    "vgg_16_bn": replace(
+        BASE,
+        model_name="vgg_16_bn",
+        batch_size=128,
+        num_epochs=60,
+        lr=0.05,
+        schedule="cosine",
+        warmup=0.05,
+        loss="softmax_smooth_ce",
+        precision="auto",
+        summary_interval=156,
+        eval_interval=1562,
     ),
     # The models of 2017 on the sample set, in minutes on two cores
     "demo": replace(BASE, data_dir="sample-data", num_epochs=15, width=0.125, summary_interval=50, eval_interval=150),

@@ -16,6 +16,7 @@ import numpy as np
 
 from config import PICTURE_SIZE, TrainConfig
 from dataset import Split, build_label_dicts, load_filenames_labels, open_dataset
+from distribution import WHOLE, Share
 from packing import CORES, as_written
 
 __all__ = ["build_label_dicts", "eval_batches", "load_filenames_labels", "open_dataset", "ten_crops", "train_batches"]
@@ -31,7 +32,9 @@ TO_UINT8 = 255.5  # 0..1 to 0..255 as tf.image does it: times 255.5, cut off
 # Batches
 
 
-def train_batches(split: Split, config: TrainConfig, start_step: int = 0, size: int | None = None) -> tf.data.Dataset:
+def train_batches(
+    split: Split, config: TrainConfig, start_step: int = 0, size: int | None = None, share: Share = WHOLE
+) -> tf.data.Dataset:
     """The endless training batches from step `start_step` on.
 
     Args:
@@ -39,20 +42,27 @@ def train_batches(split: Split, config: TrainConfig, start_step: int = 0, size: 
         config: `seed`, `batch_size`, `crop_size` and the augmentations are used.
         start_step: number of steps already done.
         size: S, in pixels; None: crop_size.
+        share: which part of each batch is made; by default all of it.
 
     Returns:
-        A dataset of (pictures (B, S, S, 3) uint8, labels (B,) int32).
+        A dataset of (pictures (B, S, S, 3) uint8, labels (B,) int32), B = batch_size / share.hosts.
     """
     pictures, labels = as_tensor(split.images), tf.constant(split.labels)
 
     @as_it_is
     def batch(step, indices):
-        return train_preprocessing(tf.gather(pictures, indices), config, step, size), tf.gather(labels, indices)
+        indices = own(indices, share)
+        return train_preprocessing(tf.gather(pictures, indices), config, step, size, share), tf.gather(labels, indices)
 
     steps = tf.data.Dataset.range(start_step, FOREVER)
     indices = shuffled_indices(len(split.labels), config.batch_size, config.seed, start_step)
     batches = tf.data.Dataset.zip(steps, indices).map(batch, CORES, deterministic=True).prefetch(8)
     return as_written(batches)
+
+
+def own(values: tf.Tensor, share: Share, axis: int = 0) -> tf.Tensor:
+    """A host's part of what is drawn for a whole batch, along `axis`."""
+    return tf.split(values, share.hosts, axis)[share.host]
 
 
 def shuffled_indices(num_pictures: int, batch_size: int, seed: int, start_step: int) -> tf.data.Dataset:
@@ -93,6 +103,32 @@ def eval_batches(
     return as_written(indices.map(batch, CORES, deterministic=True).prefetch(2))
 
 
+def eval_shares(split: Split, config: TrainConfig, share: Share, size: int | None = None) -> tf.data.Dataset:
+    """`eval_batches` for several devices: this host's share of each batch, with weights.
+
+    The devices divide each batch: the last one is filled up with pictures of weight 0.
+
+    Args:
+        split, config, size: as for `eval_batches`.
+        share: this host's.
+
+    Returns:
+        A dataset of (pictures (B, S, S, 3) uint8, labels (B,) int32, weights (B,) float32: 1 or 0).
+    """
+    pictures, labels, num_pictures = as_tensor(split.images), tf.constant(split.labels), len(split.labels)
+    per_host = -(-EVAL_BATCH_SIZE // share.devices) * share.devices // share.hosts
+    num_batches = -(-num_pictures // (per_host * share.hosts))
+
+    @as_it_is
+    def batch(places):
+        indices = tf.minimum(places, num_pictures - 1)
+        crops = eval_preprocessing(tf.gather(pictures, indices), config, size)
+        return crops, tf.gather(labels, indices), tf.cast(places < num_pictures, tf.float32)
+
+    parts = tf.data.Dataset.range(num_batches * per_host * share.hosts).batch(per_host)
+    return as_written(parts.shard(share.hosts, share.host).map(batch, CORES, deterministic=True).prefetch(2))
+
+
 def as_tensor(images: np.ndarray) -> tf.Tensor:
     """A tensor over the same memory: the mapped pages of the packed file, shared, not a copy of 1.2 GB.
 
@@ -107,7 +143,7 @@ def as_tensor(images: np.ndarray) -> tf.Tensor:
 
 
 def train_preprocessing(
-    pictures: tf.Tensor, config: TrainConfig, step: tf.Tensor, size: int | None = None
+    pictures: tf.Tensor, config: TrainConfig, step: tf.Tensor, size: int | None = None, share: Share = WHOLE
 ) -> tf.Tensor:
     """Random crop, flip, hue and saturation, each picture by itself, as `config` says; a function of (seed, step).
 
@@ -118,17 +154,18 @@ def train_preprocessing(
         config: `seed`, `crop_size`, `resized_crop`, `random_crop`, `random_flip`, `hue` and `saturation` are used.
         step: the step's number, a scalar integer.
         size: S, in pixels; None: crop_size.
+        share: which part of the batch the pictures are; by default all of it.
 
     Returns:
         (B, S, S, 3) uint8.
     """
     # the key of the shuffles is [seed, epoch]: one's complement keeps this one apart from it
     seeds = tf.random.split(tf.stack([tf.cast(~config.seed, tf.int64), tf.cast(step, tf.int64)]), 3)
-    pictures = (crop_resize_and_flip if config.resizes else crop_and_flip)(pictures, config, seeds[0], size)
+    pictures = (crop_resize_and_flip if config.resizes else crop_and_flip)(pictures, config, seeds[0], size, share)
     if config.hue > 0:
-        pictures = shift_hue(pictures, uniform(seeds[1], pictures, -config.hue, config.hue))
+        pictures = shift_hue(pictures, uniform(seeds[1], pictures, share, -config.hue, config.hue))
     if tuple(config.saturation) != (1.0, 1.0):
-        pictures = scale_saturation(pictures, uniform(seeds[2], pictures, *config.saturation))
+        pictures = scale_saturation(pictures, uniform(seeds[2], pictures, share, *config.saturation))
     return pictures
 
 
@@ -186,12 +223,14 @@ def squares(pictures: tf.Tensor, top: int, left: int, side: int, size: int) -> t
 compiled = tf.function(jit_compile=True)
 
 
-def uniform(seed: tf.Tensor, pictures: tf.Tensor, low: float, high: float) -> tf.Tensor:
-    """One number a picture, (B, 1, 1, 1) float32, evenly from low..high."""
-    return tf.random.stateless_uniform([tf.shape(pictures)[0], 1, 1, 1], seed, low, high)
+def uniform(seed: tf.Tensor, pictures: tf.Tensor, share: Share, low: float, high: float) -> tf.Tensor:
+    """One number a picture, (B, 1, 1, 1) float32, evenly from low..high: drawn for the whole batch."""
+    return own(tf.random.stateless_uniform([tf.shape(pictures)[0] * share.hosts, 1, 1, 1], seed, low, high), share)
 
 
-def crop_and_flip(pictures: tf.Tensor, config: TrainConfig, seed: tf.Tensor, size: int | None = None) -> tf.Tensor:
+def crop_and_flip(
+    pictures: tf.Tensor, config: TrainConfig, seed: tf.Tensor, size: int | None = None, share: Share = WHOLE
+) -> tf.Tensor:
     """A square at a random place, mirrored or not: each picture's rows, then its columns, are picked by number.
 
     Args:
@@ -199,13 +238,14 @@ def crop_and_flip(pictures: tf.Tensor, config: TrainConfig, seed: tf.Tensor, siz
         config: `crop_size`, `random_crop` and `random_flip` are used.
         seed: (2,) int64.
         size: S, in pixels; None: crop_size.
+        share: as for `train_preprocessing`.
 
     Returns:
         (B, S, S, 3) uint8.
     """
     batch_size, size = tf.shape(pictures)[0], size or config.crop_size
     spare = PICTURE_SIZE - size
-    draws = tf.random.stateless_uniform([3, batch_size, 1], seed)  # top, left, flip
+    draws = own(tf.random.stateless_uniform([3, batch_size * share.hosts, 1], seed), share, 1)  # top, left, flip
     first = (
         tf.cast(draws[:2] * (spare + 1), tf.int32) if config.random_crop else tf.fill([2, batch_size, 1], spare // 2)
     )
@@ -222,7 +262,7 @@ def pick(pictures: tf.Tensor, rows: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
 
 
 def crop_resize_and_flip(
-    pictures: tf.Tensor, config: TrainConfig, seed: tf.Tensor, size: int | None = None
+    pictures: tf.Tensor, config: TrainConfig, seed: tf.Tensor, size: int | None = None, share: Share = WHOLE
 ) -> tf.Tensor:
     """A square of random side at a random place, mirrored or not, scaled to one size.
 
@@ -231,12 +271,14 @@ def crop_resize_and_flip(
         config: `crop_size`, `resized_crop`, `random_crop` and `random_flip` are used.
         seed: (2,) int64.
         size: S, in pixels; None: crop_size.
+        share: as for `train_preprocessing`.
 
     Returns:
         (B, S, S, 3) uint8.
     """
     size, (low, high) = size or config.crop_size, config.resized_crop
-    draws = tf.random.stateless_uniform([4, tf.shape(pictures)[0], 1], seed)  # side, top, left, flip
+    whole = tf.shape(pictures)[0] * share.hosts
+    draws = own(tf.random.stateless_uniform([4, whole, 1], seed), share, 1)  # side, top, left, flip
     side = tf.floor(low + draws[0] * (high + 1 - low))
     places = draws[1:3] if config.random_crop else tf.fill(tf.shape(draws[1:3]), 0.5)
     top, left = tf.unstack(tf.floor(places * (PICTURE_SIZE - side + 1)))

@@ -11,6 +11,8 @@ import importlib
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from config import TrainConfig
 
 
@@ -62,6 +64,33 @@ def build_model(config: TrainConfig, num_classes: int) -> keras.Model:
     keras.utils.set_random_seed(config.seed)
     keras.config.set_dtype_policy(config.precision)
     return make(config, num_classes)
+
+
+def take_weights(model: keras.Model, others: dict[str, np.ndarray]) -> list[str]:
+    """Gives a model the weights of another one, wherever path and shape agree.
+
+    Args:
+        model: the one that takes them.
+        others: the other one's weights, by their paths.
+
+    Returns:
+        The paths of the weights that the other one has not: they are left as they are.
+    """
+    left = []
+    for weight in model.weights:
+        if weight.path in others and others[weight.path].shape == tuple(weight.shape):
+            weight.assign(others[weight.path])
+        else:
+            left.append(weight.path)
+    return left
+
+
+def freeze_features(model: keras.Model) -> list[str]:
+    """Lets only the model's last layer with weights be trained; the paths of the weights that stay as they are."""
+    *features, _ = [layer for layer in model.layers if layer.weights]
+    for layer in features:
+        layer.trainable = False
+    return [weight.path for layer in features for weight in layer.weights]
 
 
 def with_precision(config: TrainConfig, num_classes: int) -> TrainConfig:

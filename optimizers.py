@@ -5,8 +5,6 @@ from startup import keras
 import math
 from contextlib import contextmanager
 
-import numpy as np
-
 from config import TrainConfig
 
 ops = keras.ops
@@ -19,14 +17,13 @@ def optimizer_for(config: TrainConfig, rate, model: keras.Model) -> keras.optimi
     """The optimizer of a run, not yet built.
 
     Args:
-        config: `optimizer`, `momentum` and `ema_momentum` are used.
+        config: `optimizer`, `momentum`, `weight_decay` and `ema_momentum` are used.
         rate: the learning rate: a number, or a schedule of Keras's.
         model: the one it is to train.
     """
-    average = {"use_ema": config.ema_momentum > 0, "ema_momentum": config.ema_momentum}
-    if config.optimizer == "muon":
-        return Muon(rate, model, momentum=config.momentum, **average)
-    return SGD(rate, momentum=config.momentum, nesterov=True, **average)
+    options = {"momentum": config.momentum, "weight_decay": config.weight_decay or None}
+    options |= {"use_ema": config.ema_momentum > 0, "ema_momentum": config.ema_momentum}
+    return Muon(rate, model, **options) if config.optimizer == "muon" else SGD(rate, nesterov=True, **options)
 
 
 @contextmanager
@@ -40,7 +37,7 @@ def averaged(model: keras.Model):
     if not optimizer.use_ema or int(optimizer.iterations) == 0:  # float16 leaves out steps that overflow
         yield
         return
-    trained = [np.array(ops.convert_to_numpy(weight)) for weight in model.trainable_variables]
+    trained = [ops.copy(weight) for weight in model.trainable_variables]
     averages = optimizer._model_variables_moving_average
     for weight, average in zip(model.trainable_variables, averages, strict=True):
         weight.assign(ops.copy(average))  # a copy: JAX gives the arrays of an evaluation away
@@ -51,18 +48,21 @@ def averaged(model: keras.Model):
             weight.assign(value)
 
 
-class KeepsWeights:
-    """For optimizers that average the weights: Keras's make the averages the model's at the end of each `fit`."""
+class Ours:
+    """What both do otherwise than Keras's, which decay biases too, and make averages the weights after each `fit`."""
+
+    def _use_weight_decay(self, variable) -> bool:
+        return len(variable.shape) > 1
 
     def finalize_variable_values(self, var_list) -> None:
         """Leaves the weights as the last step left them: the next `fit` goes on from there."""
 
 
-class SGD(KeepsWeights, keras.optimizers.SGD):
+class SGD(Ours, keras.optimizers.SGD):
     """Keras's SGD."""
 
 
-class Muon(KeepsWeights, keras.optimizers.Muon):
+class Muon(Ours, keras.optimizers.Muon):
     """Muon (https://kellerjordan.github.io/posts/muon/) for kernels; Adam for scales, biases and the last layer.
 
     Each kernel's momentum, as a matrix of a row an input and a column a unit, is replaced by one with the same singular
@@ -79,7 +79,6 @@ class Muon(KeepsWeights, keras.optimizers.Muon):
     def __init__(self, rate, model: keras.Model, **options) -> None:
         super().__init__(
             rate,
-            weight_decay=None,
             adam_weight_decay=None,
             rms_rate=None,
             adam_lr_ratio=ADAM_RATE,

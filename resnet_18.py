@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import keras
 from keras import layers
 
+from normalisation import normalisation
+
 if TYPE_CHECKING:
     from config import TrainConfig
 
@@ -22,7 +24,7 @@ def resnet_18(config: TrainConfig, num_classes: int) -> keras.Model:
     """Eight residual blocks, global average pooling, one dense layer; 11,281,032 weights for 200 classes at width 1.
 
     Args:
-        config: `crop_size`, `picture_sizes`, `width` and `reg` are used.
+        config: `crop_size`, `picture_sizes`, `width`, `reg` and `reg_last_only` are used.
         num_classes: C.
 
     Returns:
@@ -31,12 +33,12 @@ def resnet_18(config: TrainConfig, num_classes: int) -> keras.Model:
     size = None if config.picture_sizes else config.crop_size
     pictures = keras.Input((size, size, 3), dtype="uint8", name="pictures")
     x = layers.Rescaling(1 / 128, offset=-1, name="rescale")(pictures)  # (x - 128) / 128
-    x = conv(x, round(STAGES[0] * config.width), 3, 2, config.reg, name="conv1")
+    x = conv(x, round(STAGES[0] * config.width), 3, 2, config.hidden_reg, name="conv1")
     x = layers.ReLU(name="relu1")(normalisation(name="norm1")(x))
     for stage, filters in enumerate(STAGES, start=2):
         for number in (1, 2):
             stride = 2 if number == 1 and stage > 2 else 1
-            x = block(x, round(filters * config.width), stride, config.reg, name=f"{stage}_{number}")
+            x = block(x, round(filters * config.width), stride, config.hidden_reg, name=f"{stage}_{number}")
     x = layers.GlobalAveragePooling2D(name="pool")(x)  # (B, 512)
     x = layers.Dense(num_classes, name="fc", **kernel(config.reg))(x)
     logits = layers.Activation("linear", dtype="float32", name="logits")(x)
@@ -74,41 +76,3 @@ def kernel(reg: float) -> dict:
         "kernel_initializer": keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal"),
         "kernel_regularizer": keras.regularizers.L2(reg / 2),
     }
-
-
-def normalisation(name: str, **options) -> layers.Layer:
-    """Batch normalisation whose running means follow a short training: a tenth of the way a step."""
-    return FusedBatchNormalization(momentum=0.9, epsilon=1e-5, name=name, **options)
-
-
-@keras.saving.register_keras_serializable("tiny_imagenet")
-class FusedBatchNormalization(layers.BatchNormalization):
-    """Keras's layer, computed by TensorFlow's one fused operation where there is one: 1.2 times as fast a net on CPUs.
-
-    It computes in float32 and gives its inputs' format back. Under other backends it is Keras's.
-    """
-
-    def __init__(self, **options) -> None:
-        super().__init__(**(options | {"dtype": "float32", "autocast": False}))
-
-    def call(self, inputs, training=None, mask=None):
-        """(B, H, W, F) of any float format, normalised; in training over the batch, which moves the running means."""
-        if keras.backend.backend() != "tensorflow":
-            return keras.ops.cast(super().call(inputs, training=training, mask=mask), inputs.dtype)
-        from startup import tf
-
-        training = bool(training and self.trainable)
-        outputs, mean, variance = tf.compat.v1.nn.fused_batch_norm(
-            inputs,
-            self.gamma,
-            self.beta,
-            *(() if training else (self.moving_mean, self.moving_variance)),
-            epsilon=self.epsilon,
-            is_training=training,
-        )
-        if training:
-            count = tf.cast(tf.size(inputs) // inputs.shape[-1], tf.float32)
-            variance *= (count - 1) / count  # the operation gives the unbiased one, Keras keeps the other
-            for moving, now in ((self.moving_mean, mean), (self.moving_variance, variance)):
-                moving.assign(moving * self.momentum + now * (1 - self.momentum))
-        return outputs

@@ -15,7 +15,7 @@ def single_layer_nn(config: TrainConfig, num_classes: int) -> keras.Model:
     """Pixels, 1,024 x width ReLU units, classes.
 
     Args:
-        config: `crop_size`, `width` and `reg` are used.
+        config: `crop_size`, `width`, `reg` and `reg_last_only` are used.
         num_classes: C.
 
     Returns:
@@ -24,7 +24,7 @@ def single_layer_nn(config: TrainConfig, num_classes: int) -> keras.Model:
     pictures = keras.Input((config.crop_size, config.crop_size, 3), dtype="uint8", name="pictures")
     x = keras.layers.Rescaling(1 / 128, offset=-1, name="rescale")(pictures)  # (x - 128) / 128
     x = keras.layers.Flatten(name="flatten")(x)  # (B, 3 S^2)
-    x = dense(round(1024 * config.width), x, config.reg, name="fc1")
+    x = dense(round(1024 * config.width), x, config.hidden_reg, name="fc1")
     x = keras.layers.ReLU(name="relu1")(x)
     x = dense(num_classes, x, config.reg, name="fc2")
     logits = keras.layers.Activation("linear", dtype="float32", name="logits")(x)

@@ -72,24 +72,35 @@ def command(main: Callable[[], int | None]) -> Callable[[], None]:
         signal.signal(signal.SIGINT, _interrupt)
         try:
             sys.exit(main() or 0)
-        except UserError as error:
-            sys.exit(f"error: {error}")
-        except KeyboardInterrupt:
-            sys.exit(130)  # 128 + SIGINT, as a shell reports it
-        except BrokenPipeError:  # `... | head` closed our output: not an error worth a traceback
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(1)
-        except OSError as error:  # a full disk, a folder without permission
-            from files import advice_on
-
-            name = error.filename or "the output"
-            sys.exit(f"error: {name}: {error.strerror or error}; {advice_on(error)}")
-        except Exception as error:
-            if "RESOURCE_EXHAUSTED" not in str(error) and "ResourceExhausted" not in type(error).__name__:
-                raise  # a mistake of ours: the traceback is wanted
-            sys.exit("error: the memory is not enough; lower --batch-size")
+        except SystemExit:
+            raise
+        except BaseException as error:
+            sys.exit(ending(error))
 
     return run
+
+
+def ending(error: BaseException) -> str | int:
+    """What a command ends with that this error has stopped: one line, or an exit code.
+
+    Raises:
+        The error itself, if it is a mistake of ours: the traceback is wanted.
+    """
+    if isinstance(error, UserError):
+        return f"error: {error}"
+    if isinstance(error, KeyboardInterrupt):
+        return 130  # 128 + SIGINT, as a shell reports it
+    if isinstance(error, BrokenPipeError):  # `... | head` closed our output: not an error worth a line
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    if isinstance(error, OSError):  # a full disk, a folder without permission
+        from files import advice_on
+
+        name = error.filename or "the output"
+        return f"error: {name}: {error.strerror or error}; {advice_on(error)}"
+    if "RESOURCE_EXHAUSTED" in str(error) or "ResourceExhausted" in type(error).__name__:
+        return "error: the memory is not enough; lower --batch-size"
+    raise error
 
 
 def command_line(arguments: type, **options):

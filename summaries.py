@@ -7,6 +7,7 @@ TensorBoard shows both in one chart.
 from startup import UserError, keras, tf
 
 import json
+import os
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +18,7 @@ from tensorboard.plugins.hparams import api as hparams
 
 from config import TrainConfig
 from dataset import Dataset
+from distribution import WHOLE, Share
 from input_pipe import train_batches
 
 HISTOGRAM_PICTURES = 16  # whose activations are shown: VGG-16 makes 9 MB of them a picture
@@ -29,13 +31,17 @@ class Log:
 
     Args:
         folder: the run's.
+        writes: if not, nothing is written: of several hosts, one writes.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, writes: bool = True) -> None:
         self._folder = folder
-        self._lines = (folder / "metrics.jsonl").open("a", buffering=1, encoding="utf-8")
+        lines = folder / "metrics.jsonl" if writes else Path(os.devnull)
+        self._lines = lines.open("a", buffering=1, encoding="utf-8")
         self._writers = {
             split: tf.summary.create_file_writer(str(folder / "tensorboard" / split))
+            if writes
+            else tf.summary.create_noop_writer()
             for split in ("train", "validation")
         }
 
@@ -123,7 +129,13 @@ class Distributions:
         During `fit` the model must come from `callback.model`: under JAX its variables are empty until it is asked for.
         """
         weights = {f"weights/{weight.path}": ops.convert_to_numpy(weight) for weight in model.weights}
-        outputs = zip(self._names, self._outputs.predict_on_batch(self._pictures), strict=True)
+        if keras.distribution.distribution() is None:
+            outputs = self._outputs.predict_on_batch(self._pictures)
+        else:  # on this host's first device, whatever the number of pictures
+            parts = self._outputs.trainable_variables, self._outputs.non_trainable_variables
+            values = ([ops.convert_to_numpy(weight) for weight in part] for part in parts)
+            outputs, _ = self._outputs.stateless_call(*values, self._pictures, training=False)
+        outputs = zip(self._names, outputs, strict=True)
         return weights | {name: np.asarray(output, np.float32) for name, output in outputs}
 
 
@@ -137,9 +149,9 @@ def l2_penalties(model: keras.Model) -> dict[str, float]:
     return {"l2": sum(layers.values())} | layers
 
 
-def first_batch(data: Dataset, config: TrainConfig) -> tuple[np.ndarray, np.ndarray]:
-    """The pictures (B, S, S, 3) uint8 and labels (B,) int32 of the first step."""
-    return next(train_batches(data.train, config).take(1).as_numpy_iterator())
+def first_batch(data: Dataset, config: TrainConfig, share: Share = WHOLE) -> tuple[np.ndarray, np.ndarray]:
+    """The pictures (B, S, S, 3) uint8 and labels (B,) int32 of the first step, or a host's share of them."""
+    return next(train_batches(data.train, config, share=share).take(1).as_numpy_iterator())
 
 
 def training_sheet(data: Dataset, config: TrainConfig) -> np.ndarray:

@@ -10,7 +10,7 @@ import shlex
 import signal
 import sys
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,12 +20,14 @@ import tyro
 from tqdm import tqdm
 
 import checkpoints
+import distribution
 from config import BASE, RECIPES, TrainConfig, differences
 from dataset import Dataset, open_dataset
-from input_pipe import eval_batches, train_batches
+from distribution import Share
+from input_pipe import eval_batches, eval_shares, train_batches
 from losses import loss_by_name
 from metrics import accuracy, top_5_accuracy
-from models import build_model, import_model, with_precision
+from models import build_model, freeze_features, import_model, take_weights, with_precision
 from optimizers import averaged, optimizer_for
 from summaries import HISTOGRAM_PICTURES, Distributions, Log, first_batch, l2_penalties
 
@@ -188,8 +190,10 @@ class Steps(keras.callbacks.Callback):
         progress: Progress,
         stop: StopRequest,
         started: float,  # by time.perf_counter, in seconds
+        share: Share,
     ) -> None:
         super().__init__()
+        self.share = share
         self.config, self.log, self.states, self.progress, self.stop_request = config, log, states, progress, stop
         self.started = started - progress.seconds
         self.running_means: list[np.ndarray] = []  # since the last point of the curves, at the last step
@@ -224,14 +228,20 @@ class Steps(keras.callbacks.Callback):
         self.bar.update()
         if step % self.config.summary_interval == 0:
             self.write_point(logs)
-        if self.config.histogram_interval and step % self.config.histogram_interval == 0:
+        if self.config.histogram_interval and step % self.config.histogram_interval == 0 and self.share.writes:
             self.log.histograms(step, self.distributions(self.model))
         if at_end:
             self.end_interval(logs)
-        if self.stop_request.signal:
+        if self.to_stop():
             self.model.stop_training = True
         elif step % self.config.checkpoint_interval == 0 and not self.evaluated_next() and not self.states.busy():
             self.save()  # not if the evaluation will save; not if the disk is slower than the steps
+
+    def to_stop(self) -> bool:
+        """Whether a signal has come; of several hosts, which agree on it every few steps, to any."""
+        alone, asked = self.share.hosts == 1, self.stop_request.signal is not None
+        due = alone or self.progress.step % distribution.AGREE_STEPS == 0
+        return due and distribution.anyone(self.share, asked)
 
     def evaluated_next(self) -> bool:
         """Whether an evaluation follows this step."""
@@ -267,6 +277,8 @@ class Steps(keras.callbacks.Callback):
         advice = f"another --config-name with a lower --lr (now {self.progress.control.lr:g})"
         if self.config.reg > BASE.reg:
             advice += f" or --reg (now {self.config.reg:g})"
+        if self.config.weight_decay:
+            advice += f" or --weight-decay (now {self.config.weight_decay:g})"
         if self.config.precision == "mixed_float16":
             advice += " or --precision mixed_bfloat16"
         return UserError(f"{what} is {value} at step {self.progress.step:,}; {state}; try {advice}")
@@ -307,7 +319,7 @@ def compile_model(model: keras.Model, config: TrainConfig, total_steps: int) -> 
     model.compile(
         optimizer=optimizer_for(config, rate, model),
         loss=loss,
-        metrics=[keras.metrics.MeanMetricWrapper(figure, name=name) for name, figure in figures.items()],
+        weighted_metrics=[keras.metrics.MeanMetricWrapper(figure, name=name) for name, figure in figures.items()],
     )
     model.optimizer.build(model.trainable_variables)
 
@@ -335,25 +347,81 @@ def train(
     if config.require_gpu:
         require_gpu()
     import_model(config.model_name)  # an unknown name is answered at once, not after an hour of download
-    data = open_dataset(config.data_dir, skip_bad_images=config.skip_bad_images)
-    config = with_precision(config, len(data.class_ids))
-    total_steps = count_steps(config, data)
-    resuming = resume or resume_from is not None
-    model = build_model(config, len(data.class_ids))
-    compile_model(model, config, total_steps)
-    with checkpoints.opened_run(config, data, resuming) as folder, StopRequest() as stop:
-        model.test_on_batch(*first_batch(data, config))  # builds the metrics, whose state a checkpoint restores
-        progress = find_progress(config, folder, model, resume_from, total_steps)
-        checkpoints.write_description(config, data)  # the settings that a resumed run may change
-        with closing(Log(folder)) as log:
-            announce(config, model, data, total_steps, progress)
-            states = checkpoints.StateSaver(config)
-            steps = Steps(config, log, states, progress, stop, started)
-            if progress.step:
-                steps.running_means = [keras.ops.convert_to_numpy(value) for value in model.metrics_variables]
-            with closing(states):
-                run_intervals(steps, model, data, total_steps)
+    resuming, share = resume or resume_from is not None, distribution.this_share()
+    distribution.check_divides(share, config.batch_size)
+    with distribution.all_or_none(share):
+        data = open_dataset(config.data_dir, skip_bad_images=config.skip_bad_images)
+        config = with_precision(config, len(data.class_ids))
+        total_steps = count_steps(config, data)
+        first_weights = read_first_weights(config, resuming)
+    check_same_run(share, config, data, first_weights)
+    with distribution.spread(share):
+        model = first_model(config, len(data.class_ids), first_weights)
+        compile_model(model, config, total_steps)
+        with opened_run(config, data, resuming, share) as folder, StopRequest() as stop:
+            model.test_on_batch(*first_batch(data, config, share))  # builds the metrics, which a checkpoint restores
+            progress = take_up(config, model, resume_from, total_steps, share)
+            if share.writes:
+                checkpoints.write_description(config, data)  # the settings that a resumed run may change
+            with closing(Log(folder, share.writes)) as log:
+                announce(config, model, data, total_steps, progress)
+                states = checkpoints.StateSaver(config, share.writes)
+                steps = Steps(config, log, states, progress, stop, started, share)
+                if progress.step:
+                    steps.running_means = [keras.ops.convert_to_numpy(value) for value in model.metrics_variables]
+                with closing(states):
+                    run_intervals(steps, model, data, total_steps)
     return folder
+
+
+def read_first_weights(config: TrainConfig, resuming: bool) -> dict[str, np.ndarray]:
+    """The weights of `init_from`'s model by path; none where a state replaces them."""
+    if not config.init_from or (resuming and checkpoints.find_checkpoint(config.run_dir, None)):
+        return {}
+    model = checkpoints.load_run(config.init_from).model
+    return {weight.path: np.array(keras.ops.convert_to_numpy(weight)) for weight in model.weights}
+
+
+def check_same_run(share: Share, config: TrainConfig, data: Dataset, first_weights: dict[str, np.ndarray]) -> None:
+    """Raises UserError if another host trains with other settings, but for its folders, or on other pictures."""
+    settings = asdict(config) | {"data_dir": "", "runs_dir": "", "init_from": ""}
+    distribution.check_same(share, "settings", str(settings))
+    distribution.check_same(share, "pictures", data.fingerprint)
+    distribution.check_same(share, "first weights (init_from)", "", first_weights.values())
+
+
+@contextmanager
+def opened_run(config: TrainConfig, data: Dataset, resuming: bool, share: Share):
+    """The run's folder, made or taken up by the host that writes before any other host looks into it."""
+    with ExitStack() as held:
+        with distribution.all_or_none(share):
+            if share.writes:
+                held.enter_context(checkpoints.opened_run(config, data, resuming))
+        yield config.run_dir
+
+
+def first_model(config: TrainConfig, num_classes: int, first_weights: dict[str, np.ndarray]) -> keras.Model:
+    """The model as a run begins with it. (`first_weights` is empty where a saved state will replace the weights.)
+
+    Raises:
+        UserError: `init_from` has nothing, or not all, to give.
+    """
+    model = build_model(config, num_classes)
+    frozen = freeze_features(model) if config.freeze_features else []
+    if not first_weights:
+        return model
+    left = take_weights(model, first_weights)
+    kernels = [weight.path for weight in model.weights if len(weight.shape) > 1]
+    needed = frozen or (kernels[:-1] or kernels)[:1]  # at least its first kernel, which is not the last layer's
+    missing = [path for path in needed if path in left]
+    if missing:
+        raise UserError(
+            f"init_from: {config.init_from} has no {missing[0]} of the shape that is needed; name a run of "
+            f"{config.model_name} with the same settings of the model, such as --width"
+        )
+    anew = f"; at random: {', '.join(left[:4])}{' ...' * (len(left) > 4)}" if left else ""
+    print(f"first weights from {config.init_from}: {len(model.weights) - len(left)} of {len(model.weights)}{anew}")
+    return model
 
 
 def count_steps(config: TrainConfig, data: Dataset) -> int:
@@ -388,15 +456,36 @@ def count_steps(config: TrainConfig, data: Dataset) -> int:
     return total_steps
 
 
-def find_progress(
-    config: TrainConfig, folder: Path, model: keras.Model, name: str | None, total_steps: int
-) -> Progress:
-    """Where to begin: a new start, or a checkpoint, to which the model is set and the logs are taken back."""
-    checkpoint = checkpoints.find_checkpoint(folder, name)
-    if checkpoint is None:
-        checkpoints.cut_logs(folder, {})
-        return Progress(TrainControl(config.lr))
-    arrays, values = checkpoints.read_state(checkpoint)
+def take_up(config: TrainConfig, model: keras.Model, name: str | None, total_steps: int, share: Share) -> Progress:
+    """Sets the model to where the run begins, and its folder back to that: a new start, or a checkpoint."""
+    with distribution.all_or_none(share):
+        checkpoint = checkpoints.find_checkpoint(config.run_dir, name)
+        arrays, progress, log_sizes = {}, Progress(TrainControl(config.lr)), {}
+        if checkpoint:
+            arrays, values = checkpoints.read_state(checkpoint)
+            progress, log_sizes = read_progress(config, checkpoint, values, total_steps)
+    distribution.check_same(share, "saved states (do they all see one runs_dir?)", str(progress), arrays.values())
+    if checkpoint:
+        checkpoints.restore_variables(model, arrays, checkpoint)  # refuses another model's before anything is cut
+    if share.writes:
+        take_back(config, progress, checkpoint, log_sizes)
+    return progress
+
+
+def read_progress(
+    config: TrainConfig, checkpoint: Path, values: dict[str, Any], total_steps: int
+) -> tuple[Progress, dict[str, int]]:
+    """How far the run was at a checkpoint, and the sizes of its logs then.
+
+    Args:
+        config: the settings with which it is to go on.
+        checkpoint: its folder.
+        values: what its progress.json says.
+        total_steps: of the whole run.
+
+    Raises:
+        UserError: the run cannot go on from there.
+    """
     try:
         progress = Progress.from_dict(values)
         log_sizes = {str(name): int(size) for name, size in values["log_sizes"].items()}
@@ -410,27 +499,35 @@ def find_progress(
             f"num_epochs is {config.num_epochs}, which is {total_steps:,} steps, but {checkpoint} is further, or not "
             f"evaluated there yet; raise --num-epochs, or go on from an earlier one by --resume-from"
         )
-    checkpoints.restore_variables(model, arrays, checkpoint)  # refuses another model's before anything is cut
     if progress.step < total_steps and progress.evaluated_early(config):
         raise UserError(
             f"{checkpoint} is the end of a run whose last interval was shorter than eval_interval, which a longer run "
             f"would not have had; go on from an earlier one by --resume-from, or with the same --num-epochs"
         )
+    return progress, log_sizes
+
+
+def take_back(config: TrainConfig, progress: Progress, checkpoint: Path | None, log_sizes: dict[str, int]) -> None:
+    """Makes the run's folder what it was at that checkpoint, from which it now goes on."""
+    folder = config.run_dir
+    if checkpoint is None:
+        checkpoints.cut_logs(folder, {})
+        return
     checkpoints.drop_after(checkpoint)  # first: after a kill in between, this checkpoint is the one whose logs are cut
     checkpoints.cut_logs(folder, log_sizes)
     if progress.best_val_acc < 0:
         (folder / config.model_file).unlink(missing_ok=True)
     checkpoints.restore_model(checkpoint, config.model_file)
-    return progress
 
 
 def run_intervals(steps: Steps, model: keras.Model, data: Dataset, total_steps: int) -> None:
     """Trains from one evaluation to the next until the end; the last interval may be shorter."""
-    config, progress, steps.total_steps = steps.config, steps.progress, total_steps
+    config, progress, share, steps.total_steps = steps.config, steps.progress, steps.share, total_steps
     steps.distributions = Distributions(model, first_batch(data, config)[0][:HISTOGRAM_PICTURES])
-    if not progress.step:
+    if not progress.step and share.writes:
         steps.log.start(config, model, data)
-    bar, size = tqdm(total=total_steps, initial=progress.step, unit="step", dynamic_ncols=True, disable=None), None
+    shown = {"unit": "step", "dynamic_ncols": True, "disable": None if share.writes else True}
+    bar, size = tqdm(total=total_steps, initial=progress.step, **shown), None
     with closing(bar) as steps.bar:
         while progress.step < total_steps and not progress.control.done():
             size_before, size = size, picture_size(config, progress.step, total_steps)
@@ -439,7 +536,7 @@ def run_intervals(steps: Steps, model: keras.Model, data: Dataset, total_steps: 
             until = (progress.step // config.eval_interval + 1) * config.eval_interval
             steps.last_step = min(until, same_size_until(config, progress.step, total_steps), total_steps)
             model.fit(
-                train_batches(data.train, config, progress.step, size),
+                train_batches(data.train, config, progress.step, size, share),
                 steps_per_epoch=steps.last_step - progress.step,
                 callbacks=[steps],
                 shuffle=False,  # they are shuffled
@@ -448,7 +545,8 @@ def run_intervals(steps: Steps, model: keras.Model, data: Dataset, total_steps: 
             if progress.step == steps.last_step and steps.evaluated_next():
                 evaluate_and_save(steps, model, data, total_steps)
             stop_if_asked(steps)
-    steps.states.wait()
+    with distribution.all_or_none(share):  # no host leaves before the last state is on disk
+        steps.states.wait()
     progress.seconds = steps.seconds()
     steps.log.end(progress.step, progress.seconds)
     reason = "no progress after four cuts of the rate" if progress.control.done() else "all epochs done"
@@ -471,7 +569,11 @@ def trace_anew(model: keras.Model) -> None:
 def evaluate_and_save(steps: Steps, model: keras.Model, data: Dataset, total_steps: int) -> None:
     """Evaluates on every validation picture, logs, keeps the model, sets the rate, and saves the state."""
     config, progress, log = steps.config, steps.progress, steps.log
-    batches = eval_batches(data.val, config, eval_size(config, progress.step, total_steps))
+    size = eval_size(config, progress.step, total_steps)
+    if steps.share.devices > 1:
+        batches = eval_shares(data.val, config, steps.share, size)
+    else:
+        batches = eval_batches(data.val, config, size)
     with averaged(model):
         values = model.evaluate(batches, return_dict=True, verbose=0)
         steps.restore_means(model)  # which are saved
@@ -479,10 +581,11 @@ def evaluate_and_save(steps: Steps, model: keras.Model, data: Dataset, total_ste
             raise steps.not_finite("the validation loss", values["data_loss"])
         if config.schedule != "plateau" or values["top_1"] > progress.best_val_acc:
             steps.states.wait()  # a state that is being saved holds the model before this one
-            checkpoints.save_model(model, config)
+            if steps.share.writes:
+                checkpoints.save_model(model, config)
     values = {name: values[name] for name in ("data_loss", "top_1", "top_5")}
     log.curves("validation", progress.step, values, {"seconds": steps.seconds()})
-    if not config.histogram_interval:
+    if not config.histogram_interval and steps.share.writes:
         log.histograms(progress.step, steps.distributions(model))
     progress.best_val_acc = max(progress.best_val_acc, values["top_1"])
     warn_of_wrong_labels(steps, values["top_1"], data)
@@ -513,13 +616,14 @@ def warn_of_wrong_labels(steps: Steps, val_acc: float, data: Dataset) -> None:
 
 def stop_if_asked(steps: Steps) -> None:
     """After Ctrl-C or SIGTERM: saves, says how to go on, and ends the program as that signal does (128 + number)."""
-    if not steps.stop_request.signal:
+    if not distribution.anyone(steps.share, steps.stop_request.signal is not None):
         return
     steps.save()
-    steps.states.wait()
+    with distribution.all_or_none(steps.share):
+        steps.states.wait()
     steps.bar.close()
     print(f"stopped at step {steps.progress.step:,}, state saved; to go on: {resume_command(steps.config)}")
-    sys.exit(128 + steps.stop_request.signal)
+    sys.exit(128 + (steps.stop_request.signal or signal.SIGTERM))  # SIGTERM: another host was asked
 
 
 def resume_command(config: TrainConfig) -> str:
@@ -572,6 +676,12 @@ class Arguments:
     """Go on with the run of this name from its newest checkpoint, with its own settings."""
     resume_from: str | None = None
     """Go on from the checkpoint of this name, for example step_00002000."""
+    coordinator: str | None = None
+    """For several hosts, under JAX: address and a free port of host 0, HOST:PORT. All must see the same runs_dir."""
+    num_hosts: int = 1
+    """How many hosts train together."""
+    host_id: int = 0
+    """Which of them this one is, from 0."""
 
 
 def parse(argv: list[str] | None = None) -> Arguments:
@@ -579,6 +689,8 @@ def parse(argv: list[str] | None = None) -> Arguments:
     arguments = command_line(Arguments, args=argv, description=help_text())
     if arguments.resume and arguments.resume_from:
         raise UserError("--resume goes on from the newest state, --resume-from from the one it names; give one of them")
+    if not arguments.coordinator and (arguments.num_hosts, arguments.host_id) != (1, 0):
+        raise UserError("several hosts meet at the first one's address; name it, on each, by --coordinator HOST:PORT")
     base = RECIPES[arguments.recipe]
     if arguments.resume or arguments.resume_from:
         # a recipe may name the model; else the run's own settings count, in a folder that may have been renamed since
@@ -601,8 +713,9 @@ def help_text() -> str:
 def main() -> None:
     """Runs the command."""
     arguments = parse()
-    folder = train(arguments.config, arguments.resume, arguments.resume_from, START)
-    print(f"now: python evaluate.py {folder}, or: tensorboard --logdir {arguments.config.runs_dir}")
+    with distribution.joined(arguments.coordinator, arguments.num_hosts, arguments.host_id):
+        folder = train(arguments.config, arguments.resume, arguments.resume_from, START)
+        print(f"now: python evaluate.py {folder}, or: tensorboard --logdir {arguments.config.runs_dir}")
 
 
 if __name__ == "__main__":

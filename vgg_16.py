@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from config import TrainConfig
 
 BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512))  # filters of each 3x3 convolution
-HIDDEN = (4096, 2048)  # units of the hidden dense layers
 
 
 def vgg_16(config: TrainConfig, num_classes: int) -> keras.Model:
@@ -25,7 +24,8 @@ def vgg_16(config: TrainConfig, num_classes: int) -> keras.Model:
     `conv1_1` ... `conv4_3`, `fc1` ... `fc3`.
 
     Args:
-        config: `crop_size`, `width`, `reg` and `dropout_keep_prob` are used.
+        config: `crop_size`, `width`, `hidden_units`, `dropout_layers`, `dropout_keep_prob`, `reg` and `reg_last_only`
+            are used.
         num_classes: C.
 
     Returns:
@@ -35,18 +35,18 @@ def vgg_16(config: TrainConfig, num_classes: int) -> keras.Model:
     x = layers.Rescaling(1 / 128, offset=-1, name="rescale")(pictures)  # (x - 128) / 128
     for block, filters in enumerate(BLOCKS, start=1):
         for number, count in enumerate(filters, start=1):
-            x = layers.Conv2D(
-                round(count * config.width), 3, padding="same", name=f"conv{block}_{number}", **kernel(config.reg)
-            )(x)
+            units, options = round(count * config.width), kernel(config.hidden_reg)
+            x = layers.Conv2D(units, 3, padding="same", name=f"conv{block}_{number}", **options)(x)
             x = layers.ReLU(name=f"relu{block}_{number}")(x)
         if block < len(BLOCKS):
             x = layers.MaxPooling2D(2, name=f"pool{block}")(x)  # 56 -> 28 -> 14 -> 7 pixels
     x = layers.Flatten(name="flatten")(x)  # (B, 7 * 7 * 512)
-    for number, units in enumerate(HIDDEN, start=1):
-        x = layers.Dense(round(units * config.width), name=f"fc{number}", **kernel(config.reg))(x)
+    for number, units in enumerate(config.hidden_units, start=1):
+        x = layers.Dense(round(units * config.width), name=f"fc{number}", **kernel(config.hidden_reg))(x)
         x = layers.ReLU(name=f"relu_fc{number}")(x)
-        x = layers.Dropout(1 - config.dropout_keep_prob, name=f"dropout{number}")(x)
-    x = layers.Dense(num_classes, name=f"fc{len(HIDDEN) + 1}", **kernel(config.reg))(x)
+        if number <= config.dropout_layers:
+            x = layers.Dropout(1 - config.dropout_keep_prob, name=f"dropout{number}")(x)
+    x = layers.Dense(num_classes, name=f"fc{len(config.hidden_units) + 1}", **kernel(config.reg))(x)
     logits = layers.Activation("linear", dtype="float32", name="logits")(x)
     return keras.Model(pictures, logits, name="vgg_16")
 

@@ -314,6 +314,8 @@ def _before(layer: keras.Layer, axis: int, first: int, last: int) -> tuple[int, 
     """What places first..last of a layer's output see of its input; None for a layer that is not known."""
     if isinstance(layer, POINTWISE):
         return first, last
+    if isinstance(layer, keras.layers.ZeroPadding2D):
+        return first - layer.padding[axis][0], last - layer.padding[axis][0]
     if not isinstance(layer, CONVOLUTIONS + POOLS):
         return None
     kernel = (layer.pool_size if isinstance(layer, POOLS) else layer.kernel_size)[axis]

@@ -349,6 +349,11 @@ def test_changed_sources_are_refused_but_not_for_a_comment(run, config, data, na
         checkpoints.reopen_run(config, data)
 
 
+def test_what_a_model_imports_of_the_project_counts_as_its_source():
+    assert checkpoints._model_sources("logistic_regression") == ["logistic_regression"]
+    assert checkpoints._model_sources("vgg_16_bn") == ["vgg_16_bn", "normalisation", "vgg_16"]
+
+
 def test_another_machine_is_said_and_both_are_kept(run, config, data, monkeypatch, capsys):
     first = checkpoints.hardware()
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

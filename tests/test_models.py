@@ -3,12 +3,13 @@
 from startup import ROOT, UserError, keras
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from config import TrainConfig
-from models import build_model, import_model, model_names
+from config import RECIPES, TrainConfig
+from models import build_model, freeze_features, import_model, model_names, take_weights
 
 MODELS = ("logistic_regression", "single_layer_nn", "vgg_16")
 CONVOLUTIONS = [f"{block}_{number}" for block, count in enumerate((2, 2, 3, 3), 1) for number in range(1, count + 1)]
@@ -167,11 +168,49 @@ def test_first_weights_are_a_function_of_the_seed(name):
     assert not np.array_equal(first, fc1(4))
 
 
+def test_the_penalty_can_be_on_the_last_kernel_alone():
+    for name in (*MODELS, "resnet_18", "vgg_16_bn"):
+        model = narrow(name, reg=0.02, reg_last_only=True)
+        found = [float(loss) for loss in model.losses]
+        assert max(found) == pytest.approx(0.02 / 2 * np.sum(values(kernels(model)[-1]) ** 2), rel=1e-5)
+        assert sum(found) == max(found)
+
+
+def test_the_hidden_layers_of_2017_s_svm():
+    config = replace(RECIPES["vgg_16_svm"], width=0.05)
+    assert (config.loss, config.lr, config.reg, config.reg_last_only) == ("svm", 0.001, 1.0, True)
+    model = build_model(config, 10)
+    assert [model.get_layer(f"fc{number}").units for number in (1, 2)] == [205, 205]  # of 4096
+    assert [layer.name for layer in model.layers if isinstance(layer, keras.layers.Dropout)] == ["dropout1"]
+
+
+# Weights of another model
+
+
+def test_weights_are_taken_where_path_and_shape_agree():
+    source, model = narrow(num_classes=10, seed=1), narrow(num_classes=7, seed=2)
+    before = values(model.get_layer("fc3").kernel)
+    theirs = {weight.path: np.asarray(keras.ops.convert_to_numpy(weight)) for weight in source.weights}
+    assert take_weights(model, theirs) == ["fc3/kernel", "fc3/bias"]
+    for theirs, ours in zip(source.weights[:-2], model.weights[:-2], strict=True):
+        np.testing.assert_array_equal(values(ours), values(theirs))
+    np.testing.assert_array_equal(values(model.get_layer("fc3").kernel), before)
+
+
+@pytest.mark.parametrize("name", ["vgg_16", "resnet_18", "logistic_regression"])
+def test_frozen_features_leave_the_last_layer(name):
+    model = narrow(name)
+    last = [weight.path for weight in model.weights][-2:]
+    frozen = freeze_features(model)
+    assert [weight.path for weight in model.trainable_weights] == last
+    assert [*frozen, *last] == [weight.path for weight in model.weights]
+
+
 # How a model is found
 
 
 def test_the_root_holds_the_models_and_takes_no_other_file_for_one():
-    assert {*MODELS, "resnet_18"} <= set(model_names())
+    assert {*MODELS, "resnet_18", "vgg_16_bn"} <= set(model_names())
     assert not {"train", "models", "config", "startup"} & set(model_names())
 
 
@@ -238,6 +277,17 @@ def test_resnet_18_has_the_weights_of_its_paper_for_200_classes():
     assert model.get_layer("relu5_2b").output.shape == (None, 4, 4, 512)  # 56 / 16, rounded up
 
 
+def test_vgg_16_bn_has_the_convolutions_of_vgg_16_and_a_fifteenth_of_its_weights():
+    model = build_model(TrainConfig("vgg_16_bn"), 200)
+    assert model.count_params() == 7_745_928
+    found = [layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D)]
+    assert [layer.name for layer in found] == [f"conv{name}" for name in CONVOLUTIONS]
+    for name in CONVOLUTIONS:  # the activation comes after the normalisation
+        assert model.get_layer(f"relu{name}").input is model.get_layer(f"norm{name}").output
+    assert model.get_layer("relu4_3").output.shape == (None, 7, 7, 512)
+    assert narrow("vgg_16_bn", schedule="cosine", picture_sizes=(32, 48)).input_shape == (None, None, None, 3)
+
+
 def test_a_block_of_resnet_18_begins_as_the_identity():
     model = narrow("resnet_18", width=0.25)
     before, after = model.get_layer("relu2_1b").output, model.get_layer("relu2_2b").output
@@ -257,7 +307,7 @@ def test_resnet_18_lies_alike_on_pictures_of_every_side(side):
 
 
 def test_frozen_normalisation_does_not_move():
-    from resnet_18 import FusedBatchNormalization
+    from normalisation import FusedBatchNormalization
 
     layer = FusedBatchNormalization()
     x = np.random.default_rng(0).normal(3, 2, (8, 5, 5, 4)).astype("float32")
@@ -276,7 +326,7 @@ def test_resnet_18_takes_pictures_of_any_size_where_they_change():
 @pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
 def test_fused_normalisation_equals_keras_own(precision):
     keras.config.set_dtype_policy(precision)
-    from resnet_18 import FusedBatchNormalization
+    from normalisation import FusedBatchNormalization
 
     ours = FusedBatchNormalization(momentum=0.9, epsilon=1e-5)
     theirs = keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, dtype="float32")

@@ -85,6 +85,20 @@ def test_scales_biases_and_the_last_layer_are_left_to_adam():
         assert equal == (not weight.path.endswith(("conv/kernel", "hidden/kernel"))), weight.path
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "muon"])
+def test_weight_decay_takes_a_share_of_the_kernels_alone(optimizer):
+    model = small_net()
+    for weight in model.trainable_variables:
+        weight.assign(np.full(weight.shape, 2.0))
+    chosen = optimizer_for(TrainConfig(optimizer=optimizer, weight_decay=0.5), 0.1, model)
+    chosen.build(model.trainable_variables)
+    chosen.apply([np.zeros(weight.shape, "float32") for weight in model.trainable_variables])
+    spared = ("bias", "logits/kernel") if optimizer == "muon" else ("bias",)
+    for weight in model.trainable_variables:
+        expected = 2 if weight.path.endswith(spared) else 2 * (1 - 0.1 * 0.5)
+        np.testing.assert_allclose(weight, np.full(weight.shape, expected), rtol=1e-6, err_msg=weight.path)
+
+
 def test_muon_in_bfloat16_takes_nearly_the_same_step():
     steps = {}
     for precision in ("float32", "mixed_bfloat16"):

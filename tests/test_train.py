@@ -104,6 +104,8 @@ def test_a_recipe_is_a_start_of_which_everything_can_be_changed(monkeypatch):
         {"histogram_interval": -1},
         {"checkpoint_interval": 0},
         {"keep_checkpoints": 0},
+        {"hidden_units": (0, 2048)},
+        {"dropout_layers": 3},
         {"model_name": "../vgg_16"},
         {"config_name": "a/b"},
         {"config_name": ""},
@@ -222,6 +224,40 @@ def test_a_net_of_one_size_is_not_given_others(sample_dir, tmp_path):
         train.train(tiny_fixed(sample_dir, tmp_path, model_name="vgg_16"))
     with pytest.raises(UserError, match="picture_sizes needs pictures that are scaled; set --resized-crop"):
         train.train(tiny_fixed(sample_dir, tmp_path, resized_crop=(0, 0)))
+    assert not list(tmp_path.iterdir())
+
+
+def weights_of(folder):
+    return {weight.path: np.asarray(weight) for weight in checkpoints.load_run(folder).model.weights}
+
+
+def test_the_last_layer_alone_is_trained_on_the_frozen_features_of_another_run(
+    whole, sample_dir, tmp_path, capsys, monkeypatch
+):
+    config = replace(checkpoints.read_config(whole)[0], runs_dir=str(tmp_path), init_from=str(whole))
+    config = replace(config, freeze_features=True, loss="svm", reg=1.0, reg_last_only=True)
+    folder = train.train(config)
+    assert f"first weights from {whole}" in capsys.readouterr().out
+    before, after = weights_of(whole), weights_of(folder)
+    assert {path for path in after if not np.array_equal(after[path], before[path])} == {"fc/kernel", "fc/bias"}
+    state = final_state(folder)
+    monkeypatch.setattr(checkpoints, "load_run", None)  # the other run is not needed any more
+    train.train(config, resume_from="step_00000016")
+    assert final_state(folder) == state
+
+
+def test_first_weights_that_do_not_fit_are_refused(whole, sample_dir, tmp_path):
+    config = TrainConfig("resnet_18", data_dir=str(sample_dir), runs_dir=str(tmp_path), num_epochs=1, eval_interval=3)
+    config = replace(config, init_from=str(whole))
+    for frozen in (False, True):
+        with pytest.raises(UserError, match="init_from: .* has no conv1/kernel of the shape .*, such as --width"):
+            train.train(replace(config, width=0.2, freeze_features=frozen))
+    with pytest.raises(UserError, match="init_from: .* has no conv1_1/kernel of .* name a run of vgg_16"):
+        train.train(replace(config, model_name="vgg_16", width=0.05))
+    with pytest.raises(UserError, match="nowhere holds no run"):
+        train.train(replace(config, init_from=str(tmp_path / "nowhere")))
+    with pytest.raises(UserError, match="freeze_features .* --init-from RUN"):
+        replace(config, init_from="", freeze_features=True)
     assert not list(tmp_path.iterdir())
 
 

@@ -11,6 +11,7 @@ from matplotlib.text import Text
 
 import visualize
 from config import TrainConfig
+from resnet_18 import resnet_18
 from vgg_16 import vgg_16
 from visualize import SALIENCY, Prediction
 
@@ -217,6 +218,11 @@ def residual(x):
     return layers.Conv2D(5, 3, padding="same", name="asked")(x)
 
 
+def padded_apart(x):
+    x = layers.Conv2D(4, 3, strides=2)(layers.ZeroPadding2D(1)(x))
+    return layers.Conv2D(5, 3, padding="same", name="asked")(layers.ReLU()(x))
+
+
 def valid(x):
     x = layers.LeakyReLU()(layers.Conv2D(4, 4)(x))
     x = layers.AveragePooling2D(3, strides=2)(x)
@@ -232,6 +238,7 @@ FIELDS = [  # by hand: each kernel adds (kernel - 1) * dilation * (strides befor
     (plain, (8, 8)),  # 1 + 2, + 1, + 2*2
     (strided_and_dilated, (13, 5)),  # 1 + 4, + 2*2*2 downwards, + 0 across
     (residual, (7, 7)),  # 1 + 2, + 2*2
+    (padded_apart, (7, 7)),  # 1 + 2, + 2*2
     (valid, (10, 10)),  # 1 + 3, + 2, + 2*2
     (large, (25, 25)),  # 1 + 12, + 12
 ]
@@ -267,6 +274,13 @@ def test_fields_of_vgg_16():
     sizes = {name: visualize.receptive_field(model, name) for name in ("conv1_2", "conv2_2", "conv4_3")}
     assert sizes == {"conv1_2": (5, 5), "conv2_2": (14, 14), "conv4_3": (92, 92)}
     assert visualize.kernel_pictures(model, "conv4_3", max_filters=2).shape == (2, 56, 56, 3)
+
+
+def test_fields_of_resnet_18():
+    model = resnet_18(TrainConfig("resnet_18", width=0.1), 3)
+    second, fourth = visualize.convolutions(model)[1], visualize.convolutions(model)[3]
+    assert (second, visualize.receptive_field(model, second)) == ("conv2_1a", (7, 7))
+    assert (fourth, visualize.receptive_field(model, fourth)) == ("conv2_2a", (15, 15))
 
 
 def test_a_layer_that_sees_everything_is_asked_in_the_whole_picture():
