@@ -4,7 +4,7 @@ A photo becomes what the model was trained on: turned upright as its EXIF data s
 64x64 pixels, of which the model sees the middle.
 """
 
-from startup import UserError, command, command_line, keras
+from startup import ROOT, UserError, command, command_line, keras
 
 import sys
 import warnings
@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
 from checkpoints import Run, load_run, read_config
-from config import PICTURE_SIZE, TrainConfig
+from config import PICTURE_SIZE
 from dataset import Dataset
 from files import shown, write_atomically
 from input_pipe import eval_preprocessing
@@ -29,6 +29,7 @@ from visualize import SALIENCY, Prediction, prediction_grid
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # Pillow knows more, some of which start programs
 BATCH_SIZE = 32  # pictures read, and given to the model, at a time
+SHIPPED = ROOT / "pretrained" / "resnet_18"  # the run that is asked where none is named
 MOST_SHOWN = 100  # pictures in one figure: a taller one is of no use, and cannot be drawn above 65,536 pixels
 
 
@@ -40,7 +41,7 @@ class Arguments:
     """JPEG, PNG, WebP, GIF, BMP, TIFF or PPM files of any size; - reads a list of them, one a line, from standard
     input."""
     run: str | None = None
-    """The folder of the run whose model is asked, such as runs/vgg_16/default; without it, the newest run."""
+    """The folder of the run whose model is asked, such as runs/vgg_16/default; without it, the net that ships."""
     output: str | None = None
     """Also draw the pictures, their classes as bars and their saliency maps into this file (.png, .pdf, .svg, .jpg)."""
     top: int = 5
@@ -99,17 +100,14 @@ def _square(image: Image.Image) -> Image.Image:
 # The model
 
 
-def newest_run(runs_dir: str | Path = TrainConfig.runs_dir) -> Path:
-    """The folder of the run whose model was written last.
-
-    Raises:
-        UserError: there is none.
-    """
-    found = (path for name in ("best", "last") for path in Path(runs_dir).glob(f"*/*/{name}.keras"))
-    models = sorted(found, key=lambda path: path.stat().st_mtime)
-    if not models:
-        raise UserError(f"{runs_dir}/ holds no trained model; `make demo` trains a small one, `make train` VGG-16")
-    return models[-1].parent
+def open_run(folder: str | Path | None) -> Run:
+    """The run in `folder`; where none is named, the net that ships with the repository, which is said."""
+    if not folder:
+        print("no run is named: the net that ships is asked")
+    run = load_run(folder or SHIPPED)
+    place = run.folder.relative_to(ROOT) if run.folder.is_relative_to(ROOT) else run.folder
+    print(f"{place}: {run.config.model_name}, {len(run.class_names)} classes")
+    return run
 
 
 def runs_on(data: Dataset, runs_dir: str | Path) -> Iterator[Run]:
@@ -177,8 +175,7 @@ def main() -> int:
     """Runs the command; returns 1 where a picture could not be read."""
     arguments = command_line(Arguments)
     _check(arguments)
-    run = load_run(arguments.run or newest_run())
-    print(f"{run.folder}: {run.config.model_name}, {len(run.class_names)} classes")
+    run = open_run(arguments.run)
     method = (arguments.saliency or "gradient") if arguments.output else None
     paths, kept, given, failed = _paths(arguments.pictures), [], 0, 0
     while batch := list(islice(paths, BATCH_SIZE)):

@@ -1,14 +1,16 @@
 """What the benchmarks make of their measurements; the measuring itself is `make bench`."""
 
+from startup import UserError, keras
+
 import json
 
-import keras
 import numpy as np
 import pytest
 from conftest import ROOT
 
-from benchmarks import bench
-from config import BASE
+import train
+from benchmarks import bench, campaign
+from config import BASE, RECIPES
 from models import build_model
 
 FASTER = bench.Claim("speed", "group", "ours", ("slow", "quick"), goal=2)
@@ -63,6 +65,40 @@ def test_the_arithmetic_of_vgg_16_is_counted_right():
             places = layer.output.shape[1] * layer.output.shape[2] if isinstance(layer, keras.layers.Conv2D) else 1
             count += places * int(np.prod(layer.kernel.shape))
     assert 3 * 2 * count == bench.VGG_16_FLOP
+
+
+@pytest.mark.parametrize("name", campaign.CAMPAIGNS)
+def test_every_run_of_a_campaign_has_settings_of_its_own(name):
+    runs = campaign.CAMPAIGNS[name]
+    configs = [train.parse(words.format(runs="runs/other").split()).config for words in runs.values()]
+    assert len(set(configs)) == len(runs)
+    for words, config in zip(runs.values(), configs, strict=True):
+        assert RECIPES[words.split()[1]].model_name == config.model_name
+        if config.loss == "svm" and config.optimizer == "sgd":  # 2017's, whose only penalty is on the last layer
+            assert (config.weight_decay, config.reg_last_only, config.reg, config.lr) == (0, True, 1, 0.001)
+
+
+def test_a_campaign_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(campaign, "ROOT", tmp_path)
+    called = []
+    monkeypatch.setattr(campaign, "run_script", lambda *words: called.append(" ".join(words)))
+    filed, begun = tmp_path / "results" / "losses" / "softmax_ce", tmp_path / "runs" / "losses" / "resnet_18" / "svm"
+    for folder, file in ((filed, "result.json"), (begun, "config.json")):
+        folder.mkdir(parents=True)
+        (folder / file).touch()
+    campaign.run("losses", data_dir="elsewhere")
+    assert "softmax_ce: filed already" in capsys.readouterr().out
+    trained, reported = called[::2], called[1::2]
+    assert len(trained) == len(reported) == len(campaign.CAMPAIGNS["losses"]) - 1
+    assert [" --resume" in words for words in trained] == [False, True, False, False]
+    assert all("--data-dir elsewhere --runs-dir runs/losses --config-name " in words for words in trained)
+    assert "--init-from runs/losses/resnet_18/softmax_ce --freeze-features" in trained[-1]
+    assert reported[0] == "report.py runs/losses/resnet_18/softmax_smooth_ce --group losses --name softmax_smooth_ce"
+
+
+def test_a_campaign_stops_where_a_script_fails():
+    with pytest.raises(UserError, match="train.py ended with 1; .*the same command goes on"):
+        campaign.run_script("train.py", "--model-name", "none")
 
 
 def test_the_table_in_the_readme_is_that_of_the_results():

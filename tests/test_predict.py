@@ -143,16 +143,6 @@ def test_predictions_are_the_models_probabilities_best_first(run_folder):
     assert [prediction.true_name for prediction in found] == [run.class_names[4], run.class_names[0]]
 
 
-def test_the_newest_run_is_the_one_whose_model_was_written_last(tmp_path):
-    with pytest.raises(UserError, match="holds no trained model"):
-        predict.newest_run(tmp_path)
-    for age, name in enumerate(["vgg_16/a", "single_layer_nn/b", "vgg_16/c"]):
-        (tmp_path / name).mkdir(parents=True)
-        (tmp_path / name / "best.keras").touch()
-        os.utime(tmp_path / name / "best.keras", (1000 - age, 1000 - age))
-    assert predict.newest_run(tmp_path) == tmp_path / "vgg_16" / "a"
-
-
 def test_runs_on_the_same_data_are_opened_and_why_one_cannot_be_is_said(sample_dir, tmp_path, capsys):
     good, other, broken = (make_run(tmp_path, sample_dir, config_name=name) for name in ("good", "other", "broken"))
     linear = make_run(tmp_path, sample_dir, model_name="logistic_regression")
@@ -170,12 +160,24 @@ def test_runs_on_the_same_data_are_opened_and_why_one_cannot_be_is_said(sample_d
 
 
 def test_photos_bad_files_and_a_list(run_folder, tmp_path):
-    """The newest run is found; the bad ones get a line each, the good ones a table and a place in the figure."""
+    """The bad ones get a line each, the good ones a table and a place in the figure."""
     (tmp_path / "bad.png").write_text("no picture")
     long = "n" * 300
     listed = f"{tmp_path / 'bad.png'}\n\n{long}\n{PHOTO}\n"
     work = run_folder.parents[2]
-    arguments = ["-", tmp_path, PHOTO, "--output", tmp_path / "grid.png", "--top", "3", "--saliency", "grad_cam"]
+    arguments = [
+        "-",
+        tmp_path,
+        PHOTO,
+        "--run",
+        "runs/vgg_16/tiny",
+        "--output",
+        tmp_path / "grid.png",
+        "--top",
+        "3",
+        "--saliency",
+        "grad_cam",
+    ]
     result = run_script("predict.py", *arguments, cwd=work, input=listed)
     assert result.returncode == 1
     errors = result.stderr.strip().splitlines()
@@ -208,7 +210,6 @@ def call(monkeypatch, *arguments) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([PHOTO], "runs/ holds no trained model; `make demo`"),
         ([PHOTO, "--top", "0"], "top is 0; it must be 1 or more"),
         ([PHOTO, "--output", "missing/grid.png"], "missing is not a folder"),
         ([PHOTO, "--output", "grid.xyz"], "grid.xyz has no ending of a picture; use .png"),

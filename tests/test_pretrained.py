@@ -1,4 +1,4 @@
-"""A run made small enough to ship is a run like any other."""
+"""A run made small enough to ship is a run like any other; the one that ships is what its card says."""
 
 from startup import UserError, keras
 
@@ -6,11 +6,15 @@ import json
 
 import numpy as np
 import pytest
+from conftest import run_script
 from tiny_run import make_run
 
 import pretrained
 from checkpoints import ROUNDED_WEIGHTS, load_run
 from evaluate import evaluate
+from predict import SHIPPED
+
+MOST = 25e6  # bytes
 
 
 @pytest.fixture
@@ -71,3 +75,27 @@ def test_damaged_weights_are_one_line(sample_dir, tmp_path, shelf, damage):
     with pytest.raises(UserError, match="weights.npz (is damaged|cannot be loaded).*get it, again") as error:
         load_run(path.parent)
     assert "\n" not in str(error.value)
+
+
+# What ships
+
+
+def test_the_net_that_ships_is_small_and_has_a_card():
+    assert sum(path.stat().st_size for path in SHIPPED.iterdir()) < MOST
+    run, card = load_run(SHIPPED), (SHIPPED / "README.md").read_text()
+    assert len(run.class_ids) == len(run.class_names) == 200
+    assert run.model.compute_dtype == "float32"
+    assert f"{run.model.count_params():,} weights" in card
+    assert "Licence" in card
+
+
+def test_without_a_run_the_net_that_ships_is_asked(tmp_path):
+    from matplotlib.cbook import get_sample_data
+
+    photo = get_sample_data("grace_hopper.jpg", asfileobj=False)
+    result = run_script("predict.py", photo, "--output", "grid.png", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "no run is named: the net that ships is asked" in result.stdout
+    assert "pretrained/resnet_18: resnet_18, 200 classes" in result.stdout
+    assert result.stdout.count(" %  ") == 5
+    assert (tmp_path / "grid.png").stat().st_size > 0

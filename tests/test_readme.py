@@ -1,15 +1,20 @@
 """The README's commands work, in its order; the results table is the one that report.py makes."""
 
+import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, run_script
 
 import report
+import train
+from config import from_dict
 from models import model_names
 
 ELSEWHERE = ("make ", "source ", "tensorboard ")  # run by CI itself, or part of the shell, or a server
@@ -33,6 +38,8 @@ def test_the_commands_work(tmp_path):
 
     for path in ROOT.glob("*.py"):
         shutil.copy(path, tmp_path)
+    shutil.copytree(ROOT / "pretrained", tmp_path / "pretrained")
+    (tmp_path / ".venv").symlink_to(sys.prefix)  # which may have another name
     draw_sample_set(tmp_path / "sample-data", train_per_class=160, val_per_class=5)
     (tmp_path / "tiny-imagenet-200").symlink_to("sample-data")  # stands in for the real one
     for model in ("logistic_regression", "vgg_16"):
@@ -67,9 +74,20 @@ def test_the_results_table_is_made_from_the_results():
     text = (ROOT / "README.md").read_text()
     assert report.BEGIN + report.results_table() + report.END in text
     assert report.BOARD_BEGIN + report.board() + report.BOARD_END in text
+    for folder in {path.parent.parent for path in report.RESULTS.glob("*/*/result.json")}:
+        begin, end = report.marks(folder.name)
+        assert begin not in text or begin + report.comparison(folder) + end in text
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "results").glob("*/result.json")), ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("path", sorted((ROOT / "results").rglob("result.json")), ids=lambda path: path.parent.name)
+def test_the_command_of_every_result_gives_its_settings(path: Path):
+    settings = json.loads((path.parent / "config.json").read_text())["config"]
+    words = shlex.split(json.loads(path.read_text())["command"])[2:]
+    filed = replace(from_dict(settings, str(path)), config_name="made_again")
+    assert train.parse([*words, "--config-name", "made_again"]).config == filed
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "results").rglob("result.json")), ids=lambda path: path.parent.name)
 def test_every_result_has_its_evidence(path: Path):
     for name in ("config.json", "metrics.jsonl", "curves.png"):
         assert (path.parent / name).stat().st_size > 0

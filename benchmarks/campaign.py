@@ -1,0 +1,119 @@
+"""Runs that belong together: one after the other each is trained, then filed by report.py below results/<campaign>/.
+
+    python -m benchmarks.campaign losses                   # the losses on one small net, on two cores
+    KERAS_BACKEND=jax python -m benchmarks.campaign gpu    # VGG-16 as in 2017, its ablations, VGG-16 of today
+    python -m benchmarks.campaign gpu --rehearse           # the same way from start to end on the drawn set, in minutes
+
+A campaign that was stopped goes on where it was, by the same command: what is filed is left alone, and what is not yet
+trained to its end is resumed.
+"""
+
+from startup import ROOT, UserError, command, command_line
+
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from config import RECIPES, TrainConfig
+
+SVM_2017 = "--loss svm --optimizer sgd --batch-size 64 --lr 0.001 --weight-decay 0 --reg 1.0 --reg-last-only"
+SMALL = (
+    "--recipe resnet_18_one_hour --width 0.5 --num-epochs 4 --picture-sizes 32 --crop-size 32 "
+    "--summary-interval 65 --eval-interval 195"
+)
+
+# name -> the arguments of train.py; {runs} is the folder of the campaign's runs of the same model
+CAMPAIGNS = {
+    "losses": {
+        "softmax_ce": f"{SMALL} --loss softmax_ce",
+        "softmax_smooth_ce": SMALL,
+        "svm": f"{SMALL} --loss svm",
+        "svm_2017": f"{SMALL} {SVM_2017}",
+        "svm_2017_frozen": f"{SMALL} {SVM_2017} --init-from {{runs}}/softmax_ce --freeze-features",
+    },
+    "gpu": {
+        "vgg_16": "--recipe default",
+        "vgg_16_no_flip": "--recipe default --no-random-flip",
+        "vgg_16_no_crop": "--recipe default --no-random-crop",
+        "vgg_16_no_saturation": "--recipe default --saturation 1 1",
+        "vgg_16_hue": "--recipe default --hue 0.05",
+        "vgg_16_smoothed": "--recipe default --loss softmax_smooth_ce",
+        "vgg_16_svm": "--recipe vgg_16_svm",
+        "vgg_16_svm_frozen": "--recipe default --loss svm --lr 0.001 --reg 1.0 --reg-last-only --dropout-keep-prob 1 "
+        "--init-from {runs}/vgg_16 --freeze-features",
+        "vgg_16_bn": "--recipe vgg_16_bn",
+        "resnet_18": "--recipe resnet_18_two_hours",
+    },
+}
+REHEARSAL = (
+    *("--width", "0.05", "--num-epochs", "1", "--batch-size", "32", "--eval-interval", "4", "--summary-interval", "2"),
+    *("--data-dir", "sample-data"),
+)
+
+
+def run_script(*words: str) -> None:
+    """Runs a script of the root to its end. Ctrl-C and SIGTERM are left to the script, which saves first.
+
+    Raises:
+        UserError: it did not end well; what it said stands above.
+    """
+    with subprocess.Popen([sys.executable, *words], cwd=ROOT) as process:
+        handlers = {signal.SIGINT: lambda *_: None, signal.SIGTERM: lambda *_: process.terminate()}
+        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        code = process.wait()  # the terminal gives Ctrl-C to both
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    if code:
+        raise UserError(f"{words[0]} ended with {code}; what it said stands above; the same command goes on from here")
+
+
+def run(campaign: str, rehearse: bool = False, data_dir: str | None = None) -> None:
+    """Trains and files what is not there yet.
+
+    Args:
+        campaign: a name in CAMPAIGNS.
+        rehearse: on the drawn set, narrow and short, filed apart under results/rehearsal_<campaign>/.
+        data_dir: the dataset's folder; None: the one of the settings.
+    """
+    group = f"rehearsal_{campaign}" if rehearse else campaign
+    place = ["--data-dir", data_dir] if data_dir else []
+    for name, arguments in CAMPAIGNS[campaign].items():
+        if (ROOT / "results" / group / name / "result.json").exists():
+            print(f"{name}: filed already")
+            continue
+        recipe = RECIPES[arguments.split()[1]]
+        runs = Path(TrainConfig.runs_dir) / group / recipe.model_name
+        words = [*arguments.format(runs=runs).split(), *(REHEARSAL if rehearse else ()), *place]
+        words += ["--runs-dir", str(runs.parent), "--config-name", name]
+        again = ["--resume"] if (ROOT / runs / name / "config.json").exists() else []
+        print(f"{name}: python train.py {' '.join(words + again)}", flush=True)
+        run_script("train.py", *words, *again)
+        run_script("report.py", str(runs / name), "--group", group, "--name", name)
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Trains runs that belong together, and files them as results."""
+
+    campaign: Annotated[Literal[tuple(CAMPAIGNS)], tyro.conf.Positional]
+    """Which ones."""
+    rehearse: bool = False
+    """Go the same way on the drawn set, in narrow nets of a few steps, as a test of everything but the accuracy."""
+    data_dir: str | None = None
+    """The dataset's folder, instead of that of the settings."""
+
+
+@command
+def main() -> None:
+    """Runs the command."""
+    arguments = command_line(Arguments)
+    run(arguments.campaign, arguments.rehearse, arguments.data_dir)
+
+
+if __name__ == "__main__":
+    main()
