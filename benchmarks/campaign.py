@@ -51,7 +51,7 @@ CAMPAIGNS = {
     },
 }
 REHEARSAL = (
-    *("--width", "0.05", "--num-epochs", "1", "--batch-size", "32", "--eval-interval", "4", "--summary-interval", "2"),
+    *("--width", "0.05", "--num-epochs", "1", "--batch-size", "32", "--eval-interval", "50", "--summary-interval", "25"),
     *("--data-dir", "sample-data"),
 )
 
