@@ -51,8 +51,8 @@ CAMPAIGNS = {
     },
 }
 REHEARSAL = (
-    *("--width", "0.05", "--num-epochs", "1", "--batch-size", "32", "--eval-interval", "50", "--summary-interval", "25"),
-    *("--data-dir", "sample-data"),
+    *("--data-dir", "sample-data", "--width", "0.05", "--num-epochs", "1", "--batch-size", "32"),
+    *("--eval-interval", "50", "--summary-interval", "25"),
 )
 
 
