@@ -44,7 +44,7 @@ CAMPAIGNS = {
         "vgg_16_hue": "--recipe default --hue 0.05",
         "vgg_16_smoothed": "--recipe default --loss softmax_smooth_ce",
         "vgg_16_svm": "--recipe vgg_16_svm",
-        "vgg_16_svm_frozen": "--recipe default --loss svm --lr 0.001 --reg 1.0 --reg-last-only --dropout-keep-prob 1 "
+        "vgg_16_svm_frozen": f"--recipe default {SVM_2017} --dropout-keep-prob 1 "
         "--init-from {runs}/vgg_16 --freeze-features",
         "vgg_16_bn": "--recipe vgg_16_bn",
         "resnet_18": "--recipe resnet_18_two_hours",
