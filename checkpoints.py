@@ -37,6 +37,7 @@ import config as config_module
 import models
 from config import TrainConfig
 from dataset import Dataset
+from distribution import this_share
 from files import advice_on, force_to_disk, locked, remove, shown, write_atomically
 
 CHANGEABLE = {
@@ -132,17 +133,13 @@ def hardware() -> str:
     processor = f"{len(os.sched_getaffinity(0))} cores, {names[0] if names else platform.machine()}"
     settings = [f"{name}={os.environ[name]}" for name in NUMERICS if name in os.environ]
     gpus = [f"{count} x {name}" if count > 1 else name for name, count in Counter(gpu_names()).items()]
-    return ", ".join([processor, *gpus, *_several(), *settings])
+    share = this_share()
+    return ", ".join([processor, *gpus, *[str(share)] * (share.devices > 1), *settings])
 
 
-def _several() -> list[str]:
-    """How many devices and hosts train, where there are several."""
-    if keras.backend.backend() != "jax":
-        return []
-    import jax
-
-    devices, hosts = jax.device_count(), jax.process_count()
-    return [f"{devices} devices on {hosts} host{'s'[: hosts > 1]}"] if devices > 1 else []
+def code(model_name: str) -> str:
+    """Packages and sources that a step depends on, as a text to compare."""
+    return "\n".join([str(versions()), *(_syntax(ROOT / f"{name}.py") for name in _sources(model_name))])
 
 
 def create_run(config: TrainConfig, data: Dataset) -> Path:
@@ -228,13 +225,17 @@ def reopen_run(config: TrainConfig, data: Dataset) -> Path:
 def _changed_sources(config: TrainConfig, folder: Path) -> list[str]:
     """What differs, but for comments, docstrings and layout, between the run's copies of the sources and today's."""
     changed = []
-    for name in (*MATHEMATICS, *_model_sources(config.model_name)):
+    for name in _sources(config.model_name):
         copy = folder / "source" / f"{name}.py"
         if not copy.exists():
             changed.append(f"{copy} is missing")
         elif _syntax(copy) != _syntax(ROOT / copy.name):
             changed.append(f"{copy.name} is not what it was; the run's own copy is {copy}")
     return changed
+
+
+def _sources(model_name: str) -> list[str]:
+    return [*MATHEMATICS, *_model_sources(model_name)]
 
 
 def _model_sources(name: str) -> list[str]:

@@ -19,17 +19,21 @@ import time
 import traceback
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
+
+T = TypeVar("T")
 
 START_SECONDS = 300  # how long hosts wait for one another at the start
 LOST_SECONDS = 60  # without a sign of life, after which a host counts as lost
 AGREE_STEPS = 10  # steps between two agreements of several hosts on whether to stop
 SIGNS_OF_LOSS = ("gloo", "Gloo", "NCCL", "Connection", "UNAVAILABLE", "heartbeat")  # in JAX's messages
+UNLIKE = "is not the same on each process"  # in JAX's message about values that each host has computed by itself
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,10 @@ class Share:
     hosts: int = 1
     devices: int = 1
     """Of all hosts together."""
+
+    def __str__(self) -> str:
+        """How many train together."""
+        return f"{self.devices} devices on {self.hosts} host{'s'[: self.hosts > 1]}"
 
     @property
     def writes(self) -> bool:
@@ -74,6 +82,7 @@ def joined(coordinator: str | None, num_hosts: int, host_id: int) -> Iterator[No
         return
     _meet(coordinator, num_hosts, host_id)
     try:
+        anyone(Share(host_id, num_hosts), False)  # at once: the first meeting, and no other, waits but 30 seconds
         with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere if host_id else sys.stdout):
             yield
     except SystemExit:  # all were stopped
@@ -91,7 +100,7 @@ def _meet(coordinator: str, num_hosts: int, host_id: int) -> None:
             "--num-hosts, and to each its own, from 0, by --host-id"
         )
     address, _, port = coordinator.rpartition(":")
-    if not address or not port.isdigit():
+    if not address or not port.isdecimal() or not 1 <= int(port) <= 65535:
         raise UserError(f"coordinator is {coordinator!r}; give host 0's address and a free port, as HOST:PORT")
     others = f"host 0 at {coordinator}" if host_id else f"{num_hosts - 1} more at {coordinator}"
     print(f"waiting for {others}, {START_SECONDS} seconds at most", file=sys.stderr)
@@ -106,6 +115,7 @@ def _meet(coordinator: str, num_hosts: int, host_id: int) -> None:
             coordinator,
             num_hosts,
             host_id,
+            cluster_detection_method="deactivate",  # Slurm's or MPI's would show each process one GPU only
             initialization_timeout=START_SECONDS,
             heartbeat_timeout_seconds=LOST_SECONDS,
         )
@@ -123,18 +133,22 @@ def _wait_for(address: str, port: int) -> None:
         try:
             socket.create_connection((address, port), timeout=10).close()
             return
-        except OSError as error:
-            if time.monotonic() > end or isinstance(error, socket.gaierror):  # an unknown name stays unknown
-                reason = error.strerror or error
+        except (OSError, UnicodeError) as error:
+            unknown = isinstance(error, UnicodeError) or error.errno == socket.EAI_NONAME  # and will stay so
+            if unknown or time.monotonic() > end:
+                reason = getattr(error, "strerror", None) or error
                 raise UserError(f"coordinator: nobody is at {address}:{port} ({reason}); start host 0") from None
             time.sleep(1)
 
 
 def _leave(error: BaseException, host_id: int) -> None:
     """Says what went wrong and ends this process, without waiting for the other hosts."""
-    if isinstance(error, Exception) and any(sign in str(error) for sign in SIGNS_OF_LOSS):  # of several types
+    if isinstance(error, Exception) and not isinstance(error, UserError | OSError):  # JAX's are of several types
         reason = str(error).split("\n")[0]
-        error = UserError(f"another host was lost ({reason}); start all again with --resume")
+        if any(sign in str(error) for sign in SIGNS_OF_LOSS):
+            error = UserError(f"another host was lost ({reason}); start all again with --resume")
+        elif UNLIKE in str(error):
+            error = UserError("the hosts compute differently; train on processors, or GPUs, of one kind")
     try:
         said = ending(error)
     except BaseException:  # a mistake of ours
@@ -166,6 +180,17 @@ def all_or_none(share: Share) -> Iterator[None]:
         raise UserError("another host cannot go on; what it says stands in its own output")
 
 
+def first_then_others(share: Share, work: Callable[[], T]) -> T:
+    """What `work` returns; on the first host before the others, which may see the same disk and find it done.
+
+    If it fails on one of them, it fails on all.
+    """
+    with all_or_none(share):
+        done = work() if share.writes else None
+    with all_or_none(share):
+        return done if share.writes else work()
+
+
 def check_same(share: Share, what: str, text: str, arrays: Iterable[np.ndarray] = ()) -> None:
     """Raises UserError, which says `what`, if a text or some arrays are not the same on all hosts."""
     if share.hosts == 1:
@@ -193,15 +218,19 @@ def _gathered(share: Share, value: np.ndarray) -> np.ndarray:
 def this_share() -> Share:
     """The share of this host: all of each batch where there are no others; the devices of all hosts."""
     if keras.backend.backend() != "jax":
-        if len(gpu_names()) > 1:
-            print(f"TensorFlow trains on one of the {len(gpu_names())} GPUs; for all of them set KERAS_BACKEND=jax")
         return WHOLE
     import jax
 
     return Share(jax.process_index(), jax.process_count(), jax.device_count())
 
 
-def check_divides(share: Share, batch_size: int) -> None:
+def warn_of_idle_gpus() -> None:
+    """Says so if TensorFlow leaves GPUs idle."""
+    if keras.backend.backend() != "jax" and len(gpu_names()) > 1:
+        print(f"TensorFlow trains on one of the {len(gpu_names())} GPUs; for all of them set KERAS_BACKEND=jax")
+
+
+def check_divides(share: Share, batch_size: int, resuming: bool = False) -> None:
     """Raises UserError, on all hosts, if the devices do not divide the batch, or are not equally many on each host."""
     if share.devices == 1:
         return
@@ -214,9 +243,11 @@ def check_divides(share: Share, batch_size: int) -> None:
     if batch_size % share.devices:
         below = batch_size // share.devices * share.devices
         near = " or ".join(str(size) for size in (below, below + share.devices) if size)
+        fewer = max(number for number in range(1, share.devices) if batch_size % number == 0)
         raise UserError(
-            f"batch_size is {batch_size}, which {share.devices} devices do not divide; set it to {near}, or show fewer "
-            "devices, by CUDA_VISIBLE_DEVICES"
+            f"batch_size is {batch_size}, which {share.devices} devices do not divide; "
+            + ("" if resuming else f"set it to {near}, or ")
+            + f"use fewer devices, such as {fewer} (CUDA_VISIBLE_DEVICES says which a host shows)"
         )
 
 

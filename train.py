@@ -348,9 +348,12 @@ def train(
         require_gpu()
     import_model(config.model_name)  # an unknown name is answered at once, not after an hour of download
     resuming, share = resume or resume_from is not None, distribution.this_share()
-    distribution.check_divides(share, config.batch_size)
+    distribution.warn_of_idle_gpus()
+    distribution.check_divides(share, config.batch_size, resuming)
+    data = distribution.first_then_others(
+        share, lambda: open_dataset(config.data_dir, skip_bad_images=config.skip_bad_images)
+    )
     with distribution.all_or_none(share):
-        data = open_dataset(config.data_dir, skip_bad_images=config.skip_bad_images)
         config = with_precision(config, len(data.class_ids))
         total_steps = count_steps(config, data)
         first_weights = read_first_weights(config, resuming)
@@ -364,7 +367,7 @@ def train(
             if share.writes:
                 checkpoints.write_description(config, data)  # the settings that a resumed run may change
             with closing(Log(folder, share.writes)) as log:
-                announce(config, model, data, total_steps, progress)
+                announce(config, model, data, total_steps, progress, share)
                 states = checkpoints.StateSaver(config, share.writes)
                 steps = Steps(config, log, states, progress, stop, started, share)
                 if progress.step:
@@ -383,9 +386,10 @@ def read_first_weights(config: TrainConfig, resuming: bool) -> dict[str, np.ndar
 
 
 def check_same_run(share: Share, config: TrainConfig, data: Dataset, first_weights: dict[str, np.ndarray]) -> None:
-    """Raises UserError if another host trains with other settings, but for its folders, or on other pictures."""
+    """Raises UserError if another host trains with other settings, but for its folders, pictures, code or packages."""
     settings = asdict(config) | {"data_dir": "", "runs_dir": "", "init_from": ""}
     distribution.check_same(share, "settings", str(settings))
+    distribution.check_same(share, "packages and sources", checkpoints.code(config.model_name))
     distribution.check_same(share, "pictures", data.fingerprint)
     distribution.check_same(share, "first weights (init_from)", "", first_weights.values())
 
@@ -622,7 +626,8 @@ def stop_if_asked(steps: Steps) -> None:
     with distribution.all_or_none(steps.share):
         steps.states.wait()
     steps.bar.close()
-    print(f"stopped at step {steps.progress.step:,}, state saved; to go on: {resume_command(steps.config)}")
+    command = resume_command(steps.config) + " and, on each host, its --coordinator ..." * (steps.share.hosts > 1)
+    print(f"stopped at step {steps.progress.step:,}, state saved; to go on: {command}")
     sys.exit(128 + (steps.stop_request.signal or signal.SIGTERM))  # SIGTERM: another host was asked
 
 
@@ -631,19 +636,24 @@ def resume_command(config: TrainConfig) -> str:
     words = [f"--model-name {config.model_name}", f"--config-name {config.config_name}"]
     if config.runs_dir != BASE.runs_dir:
         words.append(f"--runs-dir {shlex.quote(config.runs_dir)}")
-    return f"python train.py {' '.join(words)} --resume"
+    backend = "KERAS_BACKEND=jax " * (keras.backend.backend() == "jax")
+    return f"{backend}python train.py {' '.join(words)} --resume"
 
 
 # What is printed
 
 
-def announce(config: TrainConfig, model: keras.Model, data: Dataset, total_steps: int, progress: Progress) -> None:
+def announce(
+    config: TrainConfig, model: keras.Model, data: Dataset, total_steps: int, progress: Progress, share: Share
+) -> None:
     """Says what is about to be trained, and which settings are not 2017's."""
     print(
         f"{config.run_dir}: {model.count_params():,} weights, {len(data.class_ids)} classes, "
         f"{len(data.train.labels):,} training and {len(data.val.labels):,} validation pictures, "
         f"{total_steps:,} steps of {config.batch_size}"
     )
+    if share.devices > 1:
+        print(f"on {share}, each with {config.batch_size // share.devices} pictures of a batch")
     changed = [f"{name} {ours} (default {theirs})" for name, (ours, theirs) in differences(config, BASE).items()]
     print(f"settings that differ from the defaults: {', '.join(changed) or 'none'}")
     if progress.step:

@@ -4,6 +4,7 @@ from startup import UserError
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -68,6 +69,8 @@ def test_in_an_evaluation_every_picture_weighs_one(hosts, devices, num_pictures,
         ("localhost:1", 1, 0, "--num-hosts"),
         ("localhost", 2, 0, "HOST:PORT"),
         ("localhost:http", 2, 0, "HOST:PORT"),
+        ("localhost:99999", 2, 1, "HOST:PORT"),
+        ("a..b:1234", 2, 1, "nobody is at a..b:1234 .*; start host 0"),
     ],
 )
 def test_numbers_that_do_not_fit_are_named(coordinator, num_hosts, host_id, answer, monkeypatch):
@@ -83,17 +86,47 @@ def test_hosts_need_a_coordinator_and_jax(tmp_path):
     assert_one_line_error(run_script("train.py", *words, cwd=tmp_path), "set KERAS_BACKEND=jax")
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError("Gloo all-reduce failed: Connection closed by peer"), "another host was lost .*--resume"),
+        (UserError("the dataset cannot be downloaded (ConnectionError)"), "^error: the dataset cannot be downloaded"),
+        (AssertionError("<class 'A'> passed to device_put is not the same on each process: 1"), "of one kind"),
+        (ZeroDivisionError("a mistake of ours"), "Traceback"),
+    ],
+)
+def test_what_ends_a_host_is_said_and_called_by_its_name(error, said, monkeypatch, capsys):
+    codes = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    distribution._leave(error, host_id=1)
+    assert codes == [1]
+    errors = capsys.readouterr().err
+    assert re.search(said, errors), errors
+    assert errors.count("\n") == 1 or "Traceback" in said
+
+
+def test_the_first_host_goes_before_the_others(monkeypatch):
+    """Its work is done when theirs begins; all meet after each of the two."""
+    came = []
+    monkeypatch.setattr(distribution, "anyone", lambda share, flag: came.append((share.host, flag)))
+    for host in (0, 1):
+        assert distribution.first_then_others(Share(host, 2), lambda: came.append("work") or "done") == "done"
+    assert came == ["work", (0, False), (0, False), (1, False), "work", (1, False)]
+
+
 def with_devices(monkeypatch, *counts) -> None:
     """So many on each host."""
     devices = [SimpleNamespace(process_index=host) for host, count in enumerate(counts) for _ in range(count)]
     monkeypatch.setattr("jax.devices", lambda: devices)
 
 
-@pytest.mark.parametrize(("batch_size", "near"), [(64, "63 or 66"), (2, "3"), (65, "63 or 66")])
-def test_a_batch_that_the_devices_do_not_divide_is_refused(batch_size, near, monkeypatch):
+@pytest.mark.parametrize(("batch_size", "near", "fewer"), [(64, "63 or 66", 2), (2, "3", 2), (65, "63 or 66", 1)])
+def test_a_batch_that_the_devices_do_not_divide_is_refused(batch_size, near, fewer, monkeypatch):
     with_devices(monkeypatch, 3)
     with pytest.raises(UserError, match=f"batch_size is {batch_size}, which 3 devices do not .* set it to {near}, or"):
         distribution.check_divides(Share(devices=3), batch_size)
+    with pytest.raises(UserError, match=f"do not divide; use fewer devices, such as {fewer} "):
+        distribution.check_divides(Share(devices=3), batch_size, resuming=True)
     distribution.check_divides(Share(devices=3), 66)
 
 
@@ -105,7 +138,7 @@ def test_hosts_with_different_numbers_of_devices_are_refused(monkeypatch):
 
 def test_tensorflow_says_who_uses_all_gpus(monkeypatch, capsys):
     monkeypatch.setattr(distribution, "gpu_names", lambda: ["A", "A"])
-    assert distribution.this_share() == distribution.WHOLE
+    distribution.warn_of_idle_gpus()
     assert "one of the 2 GPUs; for all of them set KERAS_BACKEND=jax" in capsys.readouterr().out
 
 
@@ -162,18 +195,24 @@ def assert_same(folder: Path, other: Path, step: int) -> None:
 
 
 @pytest.mark.slow
-def test_two_devices_train_as_one(sample_dir, tmp_path):
-    """With dropout and batch normalisation; five steps, in which no rounding grows large."""
+def test_two_devices_and_two_hosts_train_as_one(sample_dir, tmp_path):
+    """With dropout, batch normalisation and averaged weights; five steps, in which no rounding grows large."""
     settings = {"model_name": "vgg_16_bn", "width": 0.1, "schedule": "one_cycle", "batch_size": 80, "eval_interval": 3}
-    settings |= {"crop_size": 32}
+    settings |= {"crop_size": 32, "ema_momentum": 0.5}
     folders = {}
     for devices in (1, 2):
         (tmp_path / str(devices)).mkdir()
         output, _ = ended(start(tmp_path / str(devices), sample_dir, devices=devices, **settings))
         assert "end at step 5 (all epochs done)" in output
         folders[devices] = tmp_path / str(devices) / "runs" / "vgg_16_bn" / "default"
+        assert ("on 2 devices on 1 host, each with 40 pictures of a batch" in output) == (devices == 2)
     assert "2 devices on 1 host" in json.loads((folders[2] / "config.json").read_text())["hardware"]
     assert_same(folders[2], folders[1], step=5)
+
+    (tmp_path / "hosts").mkdir()
+    for host in start_hosts(tmp_path / "hosts", sample_dir, **settings):
+        ended(host)
+    assert_same(tmp_path / "hosts" / "runs" / "vgg_16_bn" / "default", folders[1], step=5)
 
 
 def free_port() -> int:
@@ -208,7 +247,7 @@ def test_two_hosts_stopped_then_one_lost_then_one_alone_train_as_one(sample_dir,
     wait_for_step(folder, 2, hosts)
     hosts[1].send_signal(signal.SIGTERM)  # the one that does not write
     output, _ = ended(hosts[0], 143)
-    assert "state saved; to go on: python train.py" in output
+    assert re.search("state saved; to go on: KERAS_BACKEND=jax python train.py .* --resume and, on each host", output)
     assert [line for line in ended(hosts[1], 143)[0].splitlines() if "Gloo" not in line] == []  # of C++
     stopped = checkpoints.checkpoints(folder)[-1].name
 
