@@ -6,7 +6,7 @@ Top-1 and top-5 accuracy by the centre crop and by 10 crops, and the expected ca
 from startup import UserError, command, command_line, keras
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +18,7 @@ from tqdm import tqdm
 from checkpoints import Run, load_run, read_seconds
 from config import TrainConfig
 from dataset import Dataset, Split, open_dataset
+from files import shown
 from input_pipe import CENTER, as_tensor, ten_crops
 from metrics import expected_calibration_error, top_k_accuracy
 
@@ -84,14 +85,42 @@ def check_same_classes(run: Run, data: Dataset) -> None:
         )
 
 
-def evaluate(folder: Path, data_dir: str | None) -> dict:
-    """The row of one run: its name, its number of weights, its scores and its training time in seconds."""
+def listed(split: Split, names: Path) -> Split:
+    """The pictures of a split that a text file names.
+
+    Args:
+        split: of a dataset.
+        names: the file; a picture's file name a line, without folders.
+
+    Raises:
+        UserError: the file names none, or one that the split does not have.
+    """
+    place_of_name = {filename.rpartition("/")[2]: place for place, filename in enumerate(split.filenames)}
+    wanted = sorted({line.strip() for line in names.read_text(encoding="utf-8", errors="replace").splitlines()} - {""})
+    if not wanted:
+        raise UserError(f"{shown(names)} is empty; it must name pictures, one a line")
+    if unknown := [name for name in wanted if name not in place_of_name]:
+        raise UserError(f"{shown(names)}: the dataset has no validation picture {shown(unknown[0])}; take it out")
+    places = sorted(place_of_name[name] for name in wanted)
+    filenames = [split.filenames[place] for place in places]
+    return replace(split, images=split.images[places], labels=split.labels[places], filenames=filenames)
+
+
+def evaluate(folder: Path, data_dir: str | None, pictures: Path | None = None) -> dict:
+    """The row of one run: its name, its number of weights, its scores and its training time in seconds.
+
+    Args:
+        folder: the run's folder.
+        data_dir: the dataset's folder; None: the one that the run was trained on.
+        pictures: a file that names the validation pictures to evaluate on; None: all.
+    """
     run = load_run(folder)
     data = open_dataset(data_dir or run.config.data_dir, skip_bad_images=run.config.skip_bad_images)
     check_same_classes(run, data)
+    split = listed(data.val, pictures) if pictures else data.val
     row = {"run": str(folder), "model": run.config.model_name, "weights": run.model.count_params()}
-    row |= asdict(scores(run.model, data.val, run.config))
-    return row | {"pictures": len(data.val.labels), "seconds": read_seconds(folder)}
+    row |= asdict(scores(run.model, split, run.config))
+    return row | {"pictures": len(split.labels), "seconds": read_seconds(folder)}
 
 
 def table(rows: list[dict]) -> str:
@@ -109,12 +138,14 @@ def table(rows: list[dict]) -> str:
 
 @dataclass(frozen=True)
 class Arguments:
-    """Evaluates runs on every validation picture."""
+    """Evaluates runs on every validation picture, or on those that a file names."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """The runs' folders, for example runs/vgg_16/default."""
     data_dir: str | None = None
     """The dataset's folder; by default the one that the run was trained on."""
+    pictures: Path | None = None
+    """A text file with the names of the validation pictures to evaluate on, one a line; by default all of them."""
     json: bool = False
     """Print JSON, a line a run, with shares from 0 to 1, instead of a table in per cent."""
 
@@ -125,7 +156,7 @@ def main() -> None:
     arguments = command_line(Arguments)
     if not arguments.runs:
         raise UserError("which run? For example: python evaluate.py runs/vgg_16/default")
-    rows = [evaluate(folder, arguments.data_dir) for folder in arguments.runs]
+    rows = [evaluate(folder, arguments.data_dir, arguments.pictures) for folder in arguments.runs]
     print("\n".join(json.dumps(row) for row in rows) if arguments.json else table(rows))
 
 

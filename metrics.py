@@ -6,6 +6,8 @@ A tie between classes goes to the one with the lower id.
 import numpy as np
 from keras import ops
 
+CALIBRATION_BINS = 15
+
 
 def accuracy(labels, logits):
     """1 where the label has the highest logit, else 0.
@@ -43,7 +45,7 @@ def top_k_accuracy(labels, logits, k: int):
     return ops.cast(ops.any(hits, axis=-1), "float32")
 
 
-def expected_calibration_error(confidences: np.ndarray, hits: np.ndarray, bins: int = 15) -> float:
+def expected_calibration_error(confidences: np.ndarray, hits: np.ndarray, bins: int = CALIBRATION_BINS) -> float:
     """How far probabilities are from accuracies (Guo et al., https://arxiv.org/abs/1706.04599).
 
     The pictures are sorted by confidence into intervals of equal width; it is the mean, over all pictures, of the

@@ -1,7 +1,7 @@
 """Says what a trained model sees in any photo: `python predict.py PICTURE... [--run RUN] [--output grid.png]`.
 
 A photo becomes what the model was trained on: turned upright as its EXIF data says, its central square scaled down to
-64x64 pixels, of which the model sees the middle.
+64x64 pixels. Of these the model sees the middle or, if it was trained on scaled squares, all, scaled.
 """
 
 from startup import ROOT, UserError, command, command_line, keras

@@ -8,7 +8,9 @@ from startup import ROOT, UserError, command, command_line, keras
 
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import numpy as np
@@ -23,22 +25,25 @@ PRETRAINED = ROOT / "pretrained"
 
 CARD = """# {title}
 
-{model}, {weights:,} weights in float16, for the 200 classes of Tiny ImageNet. Every command that takes a run takes this
-folder: `python predict.py PICTURE... --run {place}`.
+{model}, {weights:,} weights in float16, for the {classes} classes of Tiny ImageNet. Every command that takes a run
+takes this folder: `python predict.py PICTURE... --run {place}`.
 
 - **Data**: the {train:,} training pictures of [Tiny ImageNet](http://cs231n.stanford.edu/tiny-imagenet-200.zip),
   64x64 pixels.
 - **Made by**: `{command}`, in {minutes:.0f} minutes on {hardware}; then `python pretrained.py RUN`.
 - **Accuracy**: {center_top_1:.2%} top-1 and {center_top_5:.2%} top-5 by {view}; {ten_crops_top_1:.2%} and
-  {ten_crops_top_5:.2%} by 10 crops; on {pictures:,} validation pictures, {role}.
-  Again: `python evaluate.py {place}`.
+  {ten_crops_top_5:.2%} by 10 crops; expected calibration error {center_ece:.2%}; on {pictures:,} validation pictures,
+  {role}.
+  Again: `{again}`.
 - **Licence**: the weights come under this repository's. The pictures that they were learnt from are ImageNet's, whose
   [terms of access](https://www.image-net.org/download.php) are for non-commercial research and education: who uses the
   weights for anything else must judge what follows from that.
-- **Meant for**: learning, teaching, looking inside. It knows 200 classes and nothing else: whatever it is shown, it
+- **Meant for**: learning, teaching, looking inside. It knows these classes and nothing else: whatever it is shown, it
   names one of them. Photos are cut to their central square and scaled to 64x64. It has ImageNet's biases; nothing that
   matters to people may hang on it.
 """
+BY_PLATEAU = "which chose the weights, so that the figures are a little too good"
+BY_SCHEDULE = "which chose nothing within the run, though its settings were tuned with their help"
 
 
 def rounded(model: keras.Model) -> dict[str, np.ndarray]:
@@ -56,39 +61,45 @@ def rounded(model: keras.Model) -> dict[str, np.ndarray]:
     return arrays
 
 
-def ship(run: Path, data_dir: str | None = None) -> Path:
+def ship(run: Path, data_dir: str | None = None, pictures: Path | None = None) -> Path:
     """Writes pretrained/<model_name> of a run, with the accuracy of the rounded weights on its card.
 
     Args:
         run: the run's folder.
         data_dir: the dataset's folder; by default the one that the run was trained on.
+        pictures: a file that names the validation pictures to evaluate on; None: all.
 
     Returns:
-        The folder.
+        The folder; what it held before is replaced at the end, when all is made.
     """
     config, description = read_config(run)
     arrays = rounded(load_run(run).model)
-    data_dir = data_dir or config.data_dir
     description["config"]["precision"] = "float32"  # which every machine has; the weights were rounded already
     folder = PRETRAINED / config.model_name
-    folder.mkdir(parents=True, exist_ok=True)
-    settings = without_places(description)
-    write_atomically(folder / "config.json", lambda path: path.write_text(settings, encoding="utf-8"))
-    write_atomically(folder / ROUNDED_WEIGHTS, lambda path: np.savez_compressed(path, **arrays))
-    write_atomically(folder / "metrics.jsonl", lambda path: shutil.copyfile(run / "metrics.jsonl", path))
-    row = evaluate(folder, data_dir)
-    card = CARD.format(
-        **row,
-        title=f"{config.model_name} on Tiny ImageNet",
-        place=folder.relative_to(ROOT),
-        train=description["data"]["train"],
-        command=train_command(config),
-        minutes=row["seconds"] / 60,
-        hardware=description["hardware"],
-        role="which chose the weights" if config.schedule == "plateau" else "which had no part in choosing the weights",
-        view=f"the {view(config)}",
-    )
-    write_atomically(folder / "README.md", lambda path: path.write_text(card, encoding="utf-8"))
+    place = folder.relative_to(ROOT)
+    with TemporaryDirectory() as name:
+        made = Path(name)
+        (made / "config.json").write_text(without_places(description), encoding="utf-8")
+        np.savez_compressed(made / ROUNDED_WEIGHTS, **arrays)
+        shutil.copyfile(run / "metrics.jsonl", made / "metrics.jsonl")
+        row = evaluate(made, data_dir or config.data_dir, pictures)
+        card = CARD.format(
+            **row,
+            title=f"{config.model_name} on Tiny ImageNet",
+            classes=len(description["class_ids"]),
+            place=place,
+            train=description["data"]["train"],
+            command=train_command(config),
+            minutes=row["seconds"] / 60,
+            hardware=description["hardware"],
+            role=BY_PLATEAU if config.schedule == "plateau" else BY_SCHEDULE,
+            view=f"the {view(config)}",
+            again=f"python evaluate.py {place}" + (f" --pictures {pictures}" if pictures else ""),
+        )
+        (made / "README.md").write_text(card, encoding="utf-8")
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in sorted(made.iterdir()):
+            write_atomically(folder / file.name, partial(shutil.copyfile, file))
     return folder
 
 
@@ -100,13 +111,15 @@ class Arguments:
     """The run's folder, for example runs/resnet_18/default."""
     data_dir: str | None = None
     """The dataset's folder; by default the one that the run was trained on."""
+    pictures: Path | None = None
+    """A text file with the names of the validation pictures to evaluate on, one a line; by default all of them."""
 
 
 @command
 def main() -> None:
     """Runs the command."""
     arguments = command_line(Arguments)
-    print(ship(arguments.run, arguments.data_dir))
+    print(ship(arguments.run, arguments.data_dir, arguments.pictures))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from conftest import run_script
 import checkpoints
 from config import BASE, TrainConfig
 from dataset import open_dataset
-from evaluate import BATCH_SIZE, evaluate, scores, table
+from evaluate import BATCH_SIZE, evaluate, listed, scores, table
 from metrics import expected_calibration_error
 from models import build_model
 
@@ -108,6 +108,26 @@ def test_a_row_says_what_was_evaluated(run):
     model = checkpoints.load_run(run).model
     split = open_dataset(checkpoints.load_run(run).config.data_dir).val
     np.testing.assert_allclose([row["center_top_1"], row["center_top_5"]], expected_scores(model, split)[:2], atol=1e-7)
+
+
+def test_a_list_says_on_which_pictures(run, tmp_path):
+    data = open_dataset(checkpoints.load_run(run).config.data_dir)
+    names = tmp_path / "names.txt"
+    names.write_text("val_30.JPEG\n\n val_7.JPEG\r\nval_7.JPEG\n")
+    chosen = listed(data.val, names)
+    assert [name.rpartition("/")[2] for name in chosen.filenames] == ["val_30.JPEG", "val_7.JPEG"]
+    for i, filename in enumerate(chosen.filenames):
+        place = data.val.filenames.index(filename)
+        np.testing.assert_array_equal(chosen.images[i], data.val.images[place])
+        assert chosen.labels[i] == data.val.labels[place]
+    row = evaluate(run, None, names)
+    assert row["pictures"] == 2
+    model = checkpoints.load_run(run).model
+    assert row["center_top_5"] == expected_scores(model, chosen)[1]
+    for text, answer in (("\n", "is empty"), ("val_7.JPEG\nval_999.JPEG", "no validation picture val_999.JPEG")):
+        names.write_text(text)
+        with pytest.raises(UserError, match=answer):
+            listed(data.val, names)
 
 
 def test_the_table_is_in_per_cent():

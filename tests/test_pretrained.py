@@ -3,6 +3,9 @@
 from startup import UserError, keras
 
 import json
+import re
+import shlex
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +13,9 @@ from conftest import run_script
 from tiny_run import make_run
 
 import pretrained
-from checkpoints import ROUNDED_WEIGHTS, load_run
+import report
+import train
+from checkpoints import ROUNDED_WEIGHTS, load_run, read_seconds
 from evaluate import evaluate
 from predict import SHIPPED
 
@@ -45,8 +50,20 @@ def test_what_ships_gives_nearly_the_same_and_names_no_folder(sample_dir, tmp_pa
         assert str(tmp_path) not in (folder / file).read_text()
     card, row = (folder / "README.md").read_text(), evaluate(folder, str(sample_dir))
     assert f"{row['center_top_1']:.2%} top-1 and {row['center_top_5']:.2%} top-5" in card
+    assert f"expected calibration error {row['center_ece']:.2%}" in card
     assert f"`python evaluate.py pretrained/{model}`" in card
-    assert "in 2 minutes on" in card
+    assert "in 2 minutes on" in card and "for the 10 classes" in card
+
+
+def test_what_ships_stays_whole_if_the_new_one_cannot_be_evaluated(sample_dir, tmp_path, shelf):
+    run = make_run(tmp_path, sample_dir, model_name="logistic_regression")
+    (run / "metrics.jsonl").touch()
+    folder = pretrained.ship(run)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (run / "metrics.jsonl").write_text("of a better run\n")
+    with pytest.raises(UserError, match="nowhere does not exist"):
+        pretrained.ship(run, str(tmp_path / "nowhere"))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_weights_beyond_float16_are_named(sample_dir, tmp_path, shelf):
@@ -87,6 +104,12 @@ def test_the_net_that_ships_is_small_and_has_a_card():
     assert run.model.compute_dtype == "float32"
     assert f"{run.model.count_params():,} weights" in card
     assert "Licence" in card
+    assert f"in {read_seconds(SHIPPED) / 60:.0f} minutes on" in card
+    command = re.search(r"`python train.py (.*?)`", card)[1]
+    made = replace(train.parse(shlex.split(command)).config, precision=run.config.precision, config_name="default")
+    assert made == replace(run.config, config_name="default")
+    last = [point for point in report.read_points(SHIPPED / "metrics.jsonl") if point["split"] == "validation"][-1]
+    assert float(re.search(r"([\d.]+)% top-1", card)[1]) == pytest.approx(100 * last["top_1"], abs=0.3)  # rounded since
 
 
 def test_without_a_run_the_net_that_ships_is_asked(tmp_path):
