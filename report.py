@@ -9,6 +9,7 @@ from startup import ROOT, UserError, command, command_line
 
 import json
 import math
+import os
 import re
 import shlex
 import shutil
@@ -24,6 +25,7 @@ from checkpoints import read_config
 from config import NAME, RECIPES, TrainConfig, differences
 from evaluate import evaluate
 from files import write_atomically
+from metrics import CALIBRATION_BINS
 
 RESULTS = ROOT / "results"
 README = ROOT / "README.md"
@@ -81,8 +83,11 @@ def without_places(description: dict) -> str:
 
 
 def _anywhere(name: str, value):
-    """A setting as it may be filed: the run that the first weights came from as runs/MODEL/NAME, wherever it is."""
-    return "/".join(["runs", *Path(value).parts[-2:]]) if name == "init_from" and value else value
+    """A setting as it may be filed: the run of the first weights, if outside this folder, as runs/MODEL/NAME."""
+    if name != "init_from" or not value:
+        return value
+    path = Path(os.path.normpath(ROOT / value))
+    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else Path("runs", *path.parts[-2:]))
 
 
 def read_points(path: Path) -> list[dict]:
@@ -232,15 +237,24 @@ def comparison(folder: Path) -> str:
         lines.append(f"| {link} | {scores} | {ten} | {error} | {time} | `{row['command']}` |")
     pictures = " or ".join(f"{count:,}" for count in sorted({row["pictures"] for _, row in results}))
     lines.append(
-        f"\nOn {pictures} validation pictures; one run each. Calibration error: expected, over 15 intervals of the "
-        "probability of the likeliest class, by softmax."
+        f"\nOn {pictures} validation pictures; one run each. Calibration error: expected, over {CALIBRATION_BINS} "
+        "intervals of equal width of the probability of the likeliest class, by softmax of the logits."
     )
+    if any("--init-from" in row["command"] for _, row in results):
+        lines.append("`--init-from` names the folder of another run of this table, where it lay.")
     return "\n".join(lines) + "\n"
 
 
 def file_comparison(group: str) -> None:
-    """Writes results/<group>/README.md and, if it has the marks for it, the main README."""
-    folder, table = RESULTS / group, comparison(RESULTS / group)
+    """Writes results/<group>/README.md and, if it has the marks for it, the main README.
+
+    Raises:
+        UserError: nothing is filed in that group.
+    """
+    folder = RESULTS / group
+    if not any(folder.glob("*/result.json")):
+        raise UserError(f"--group {group}: no result is filed there; name the runs to file")
+    table = comparison(folder)
     page = f"# {group}\n\n{table.replace(f'(results/{group}/', '(')}"
     write_atomically(folder / "README.md", lambda path: path.write_text(page, encoding="utf-8"))
     begin, end = marks(group)
@@ -292,7 +306,7 @@ def main() -> None:
     for run, name in zip(arguments.runs, names, strict=True):
         place = f"{arguments.group}/{name}" if arguments.group else name
         print(file_result(run, place, arguments.data_dir, arguments.machine_speed))
-    if arguments.group and any((RESULTS / arguments.group).glob("*/result.json")):
+    if arguments.group:
         file_comparison(arguments.group)
     tables = results_table(), board()
     update_readme(table=tables[0])

@@ -291,7 +291,11 @@ def readme_table(everything: dict) -> str:
             number, goal = shown(row)
             number = f"**{number}**" if row["reached"] else f"{number}, missed"
             parts.append(f"| {row['what']} | {number} | {goal} | {row.get('peer', '')} |")
-        line = f"\n{name}, {found['date']}: `{found['command']}`, {found['seconds'] / 60:.0f} min."
+        groups = found["measured"].values()
+        dates = " and ".join(sorted({group["date"] for group in groups}))
+        counts = {len(numbers) for group in groups for numbers in group["rounds"].values()}
+        line = f"\n{name}: `{found['command']}`; {len(groups)} of its {len(GROUPS)} groups, measured on {dates} in "
+        line += f"{sum(group['seconds'] for group in groups) / 60:.0f} min; {min(counts)} to {max(counts)} rounds."
         parts.append(line + f" {share}." * bool(share) + "\n")
     return "\n".join(parts) + "\n"
 
@@ -384,15 +388,14 @@ def machine() -> str:
 
 
 def write(results: dict[str, dict]) -> list[dict]:
-    """Puts what was measured in the place of this machine's earlier results of the same groups; the table's rows."""
+    """Puts today's results in the place of this machine's earlier ones of the same groups; the table's rows."""
     everything = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     before = everything.get(machine(), {}).get("measured", {})
+    results = {name: result | {"date": time.strftime("%Y-%m-%d")} for name, result in results.items()}
     measured = {name: (before | results)[name] for name in GROUPS if name in before | results}
     rows = judge(measured)
     everything[machine()] = {
         "command": f"{'KERAS_BACKEND=jax ' if keras.backend.backend() == 'jax' else ''}make bench",
-        "seconds": round(sum(group["seconds"] for group in measured.values())),
-        "date": time.strftime("%Y-%m-%d"),
         "versions": versions() | {"torch": metadata.version("torch"), "pillow": metadata.version("pillow")},
         "table": rows,
         "shares_of_the_ceilings": shares(measured),

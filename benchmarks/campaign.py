@@ -8,7 +8,7 @@ A campaign that was stopped goes on where it was, by the same command: what is f
 trained to its end is resumed.
 """
 
-from startup import ROOT, UserError, command, command_line
+from startup import ROOT, UserError, command, command_line, require_gpu
 
 import signal
 import subprocess
@@ -79,7 +79,12 @@ def run(campaign: str, rehearse: bool = False, data_dir: str | None = None) -> N
         campaign: a name in CAMPAIGNS.
         rehearse: on the drawn set, narrow and short, filed apart under results/rehearsal_<campaign>/.
         data_dir: the dataset's folder; None: the one of the settings.
+
+    Raises:
+        UserError: a run did not end well; there is no GPU for the campaign that needs one.
     """
+    if campaign == "gpu" and not rehearse:
+        require_gpu()
     group = f"rehearsal_{campaign}" if rehearse else campaign
     place = ["--data-dir", data_dir] if data_dir else []
     for name, arguments in CAMPAIGNS[campaign].items():

@@ -96,6 +96,11 @@ def test_a_campaign_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
     assert reported[0] == "report.py runs/losses/resnet_18/softmax_smooth_ce --group losses --name softmax_smooth_ce"
 
 
+def test_the_campaign_for_a_gpu_needs_one():
+    with pytest.raises(UserError, match="a GPU is needed"):
+        campaign.run("gpu")
+
+
 def test_a_campaign_stops_where_a_script_fails():
     with pytest.raises(UserError, match="train.py ended with 1; .*the same command goes on"):
         campaign.run_script("train.py", "--model-name", "none")

@@ -85,6 +85,9 @@ def test_the_command_gives_the_settings_back(config):
         assert place not in command
     other = replace(config, init_from="/home/somebody/runs/losses/vgg_16/first")
     assert "--init-from runs/vgg_16/first" in report.train_command(other)
+    for place in ("pretrained/resnet_18", "runs/losses/vgg_16/first"):
+        for init_from in (place, str(report.ROOT / place)):
+            assert f"--init-from {place}" in report.train_command(replace(config, init_from=init_from))
     program, script, *words = shlex.split(command)
     assert (program, script) == ("python", "train.py")
     assert replace(train.parse(words).config, **places) == replace(config, **places)
@@ -187,6 +190,9 @@ def test_a_group_is_compared_apart_from_the_main_table(run, results, tmp_path, m
     assert readme.read_text() == every
     monkeypatch.setattr("sys.argv", ["report.py", str(run), "--group", "../losses"])
     with pytest.raises(SystemExit, match="--group is '../losses'"):
+        report.main()
+    monkeypatch.setattr("sys.argv", ["report.py", "--group", "loses"])
+    with pytest.raises(SystemExit, match="--group loses: no result is filed there"):
         report.main()
 
 
