@@ -61,8 +61,8 @@ class TrainConfig:
     """L2 penalty on kernels: reg/2 times the sum of their squares is added to the loss (0 to 1e38). With muon rather 0:
     it takes a gradient's direction alone, in which a penalty is no decay of the weights."""
     weight_decay: float = setting(0.0, 0, 100)
-    """Decoupled weight decay (https://arxiv.org/abs/1711.05101): a step takes this many times the rate of each kernel
-    away (0 to 100); with muon not of the last one."""
+    """Decoupled weight decay (https://arxiv.org/abs/1711.05101; but times the rate, as in Keras and PyTorch): a step
+    takes this many times the rate of each kernel away (0 to 100); with muon not of the last one."""
     reg_last_only: bool = False
     """Put the penalty on the last layer's kernel alone, as 2017 did with its SVM."""
     dropout_keep_prob: float = setting(0.5, 0.01, 1)
@@ -82,8 +82,8 @@ class TrainConfig:
     init_from: str = ""
     """Begin with the weights of the run in this folder, instead of random ones, wherever name and shape agree."""
     freeze_features: bool = False
-    """Train the last layer alone, on features that stay what INIT_FROM's run made them (dropout goes on, unless
-    DROPOUT_KEEP_PROB is 1)."""
+    """Train the last layer alone, from INIT_FROM's if that has as many classes, over features that stay INIT_FROM's
+    (dropout goes on, unless DROPOUT_KEEP_PROB is 1)."""
 
     # The training picture; evaluation takes the central crop or, with resized_crop, the whole picture, scaled
     crop_size: int = setting(56, 32, PICTURE_SIZE)

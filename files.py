@@ -14,6 +14,12 @@ from typing import Any
 
 from tqdm import tqdm
 
+ADVICE = {  # on the operating system's errors
+    errno.ENOSPC: "free some space on this disk",
+    errno.EDQUOT: "free some space in your quota",
+    errno.EFBIG: "allow larger files (ulimit -f unlimited)",
+} | dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "make this place writable, or choose another")
+
 
 def shown(name: str | Path) -> str:
     """A name as an error may print it: one line, whatever bytes the file system holds."""
@@ -31,19 +37,15 @@ def is_utf8(name: str) -> bool:
 
 def advice_on(error: OSError) -> str:
     """What to do about an error of the operating system."""
-    full = {errno.ENOSPC: "free some space on this disk", errno.EDQUOT: "free some space in your quota"}
-    closed = dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "make this place writable, or choose another")
-    others = full | closed | {errno.EFBIG: "allow larger files (ulimit -f unlimited)"}
-    return f"{others.get(error.errno, 'check this file or folder')}, then try again"
+    return f"{ADVICE.get(error.errno, 'check this file or folder')}, then try again"
 
 
 @contextmanager
 def os_errors_named(root: Path):
     """Turns the operating system's errors into one line that names the file and what to do."""
-    advice = {
-        errno.ENOSPC: "free some space on this disk (Tiny ImageNet packed takes 1.4 GB)",
-        errno.EDQUOT: "free some space in your quota (Tiny ImageNet packed takes 1.4 GB)",
-        errno.EFBIG: "allow larger files (ulimit -f unlimited)",
+    advice = ADVICE | {
+        errno.ENOSPC: f"{ADVICE[errno.ENOSPC]} (Tiny ImageNet packed takes 1.4 GB)",
+        errno.EDQUOT: f"{ADVICE[errno.EDQUOT]} (Tiny ImageNet packed takes 1.4 GB)",
         errno.EACCES: "make it readable, and the dataset's folder writable, where the packed pictures are kept",
         errno.EPERM: "make it readable, and the dataset's folder writable, where the packed pictures are kept",
         errno.EROFS: "copy the dataset to a writable place, for the packed pictures are kept in its folder",

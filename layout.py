@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from config import RECIPES
 from files import os_errors_named, shown
 
 SUFFIXES = (".jpeg", ".jpg")  # of pictures, compared in lower case
@@ -269,13 +270,15 @@ def checked_root(data_dir: str | Path) -> Path:
     root = Path(data_dir)
     with os_errors_named(root):
         if not root.exists():
-            raise UserError(f"{shown(root)} does not exist; correct --data-dir, or run: {_how_to_download(root)}")
+            raise UserError(f"{shown(root)} does not exist; correct --data-dir, or run: {_how_to_make(root)}")
         if not root.is_dir():
             raise UserError(f"{shown(root)} is a file; --data-dir must be a folder in Tiny ImageNet's layout")
         if not any(root.iterdir()):
-            raise UserError(f"{shown(root)} is empty; put the dataset there, or run: {_how_to_download(root)}")
+            raise UserError(f"{shown(root)} is empty; put the dataset there, or run: {_how_to_make(root)}")
     return root
 
 
-def _how_to_download(root: Path) -> str:
+def _how_to_make(root: Path) -> str:
+    if root.name == RECIPES["demo"].data_dir:
+        return f"python sample_data.py {shown(root)}"
     return f"python input_pipe.py --data-dir {shown(root)} --download"

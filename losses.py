@@ -39,9 +39,10 @@ def softmax_smooth_ce_loss(labels, logits, smoothing: float = 0.1):
 
 
 def svm_loss(labels, logits):
-    """One-vs-all hinge: mean over classes of max(0, 1 + w * logit), w = -C for the true class, +1 for the others.
+    """One-vs-all hinge, as in 2017: mean over classes of max(0, 1 + w * logit), w = -C for the true class, else +1.
 
-    The true class weighs as much as all others together.
+    So the true class's logit need only reach 1 / C, and is pulled there C times as hard as each other one is pushed
+    below -1. (It is none of the multi-class hinges that compare logits, as Crammer and Singer's does.)
 
     Args:
         labels: (B,) int, class ids.

@@ -70,8 +70,9 @@ class Muon(Ours, keras.optimizers.Muon):
     this one for those of convolutions too, and it multiplies in bfloat16 if the model's layers are not in float32.
 
     Args:
-        rate: the learning rate: a step changes a kernel by 0.2 times the rate, root mean square, as AdamW's would
-            (https://arxiv.org/abs/2502.16982); Adam's own rate is a quarter of it.
+        rate: the learning rate: a step changes a kernel by at most about 0.2 times the rate, root mean square, as
+            AdamW's would (https://arxiv.org/abs/2502.16982); by less where most singular values are among the
+            smallest. Adam's own rate is a quarter of it.
         model: the one it is to train; its last kernel makes the logits.
         options: Keras's.
     """
@@ -92,7 +93,7 @@ class Muon(Ours, keras.optimizers.Muon):
         return len(variable.shape) < 2 or variable.path in self.last_kernel
 
     def zeropower_via_newtonschulz5(self, x, steps: int):
-        """The update of one kernel, of any shape (..., F), with a root mean square near 0.2."""
+        """The update of one kernel, of any shape (..., F), with a root mean square of at most about 0.2."""
         matrix = ops.reshape(x, (-1, x.shape[-1]))
         matrix = matrix / (ops.norm(matrix) + 1e-7)  # in float32: Keras's own norm follows in `arithmetic`
         update = super().zeropower_via_newtonschulz5(ops.cast(matrix, self.arithmetic), steps)

@@ -28,6 +28,7 @@ from pathlib import Path
 
 PACKAGES = {"tensorflow", "keras", "numpy", "PIL", "tyro", "pooch", "tqdm", "tensorboard", "matplotlib"}
 BACKENDS = ("tensorflow", "jax")
+JAX = "0.10.2"  # the version that the tests run with
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's errors only; 0 shows all
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
@@ -48,7 +49,9 @@ def check_environment() -> None:
             f"error: not installed: {', '.join(missing)}; run: {sys.executable} -m pip install -r requirements.txt"
         )
     if backend == "jax" and importlib.util.find_spec("jax") is None:
-        sys.exit(f"error: KERAS_BACKEND is 'jax', which is not installed; run: {sys.executable} -m pip install jax")
+        sys.exit(
+            f"error: KERAS_BACKEND is 'jax', which is not installed; run: {sys.executable} -m pip install jax=={JAX}"
+        )
 
 
 _interrupts: list[int] = []  # Ctrl-C since the command began
@@ -99,7 +102,7 @@ def ending(error: BaseException) -> str | int:
         name = error.filename or "the output"
         return f"error: {name}: {error.strerror or error}; {advice_on(error)}"
     if "RESOURCE_EXHAUSTED" in str(error) or "ResourceExhausted" in type(error).__name__:
-        return "error: the memory is not enough; lower --batch-size"
+        return "error: the memory is not enough; end what else uses it or, in training, lower --batch-size"
     raise error
 
 
@@ -183,9 +186,9 @@ def bfloat16_unit() -> str:
 def require_gpu() -> None:
     """Raises UserError if Keras's backend finds no GPU."""
     backend = os.environ["KERAS_BACKEND"]
-    package = {"tensorflow": "tensorflow[and-cuda]==2.21.0", "jax": "jax[cuda13]==0.10.2"}[backend]
+    package = {"tensorflow": "tensorflow[and-cuda]==2.21.0", "jax": f"jax[cuda13]=={JAX}"}[backend]
     if not gpu_names():
-        raise UserError(f"--require-gpu, but {backend} finds none; run: {sys.executable} -m pip install '{package}'")
+        raise UserError(f"a GPU is needed, but {backend} finds none; run: {sys.executable} -m pip install '{package}'")
 
 
 @functools.cache

@@ -32,7 +32,7 @@ def on_floats(model: keras.Model, size: tuple[int, int] | None = None) -> keras.
         A model from (B, H, W, 3) float32, levels 0 to 255, to what `model` gives.
     """
     pictures = keras.Input((*(size or model.inputs[0].shape[1:3]), 3), dtype="float32")
-    model = keras.Model(model.inputs[0], model.outputs[0])  # not lists of one, which is what save_best leaves
+    model = keras.Model(model.inputs[0], model.outputs[0])  # not lists of one, which is what a saved model has
     return keras.models.clone_model(model, input_tensors=pictures, clone_function=lambda layer: layer)
 
 

@@ -56,6 +56,15 @@ def test_the_commands_work(tmp_path):
         assert result.returncode == 0, f"{line}\n{result.stderr}"
 
 
+def test_the_settings_of_the_commands_for_gpus_are_valid():
+    text = (ROOT / "README.md").read_text().replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if "python train.py --" in line and line not in commands()]
+    given = [line.partition("train.py ")[2] for line in lines if line.startswith("KERAS_BACKEND=jax")]
+    assert given
+    for words in given:
+        train.parse(shlex.split(words))
+
+
 def test_the_make_targets_exist():
     makefile = (ROOT / "Makefile").read_text()
     named = {line.split()[1] for line in commands() if line.startswith("make ")}
