@@ -254,15 +254,16 @@ RECIPES: dict[str, TrainConfig] = {
     "vgg_16_fast": replace(
         BASE, batch_size=256, lr=0.02, precision="auto", summary_interval=62, eval_interval=500, checkpoint_interval=125
     ),
-    # ResNet-18 in one hour, and in two, on two cores: small pictures first; tested on whole pictures of 48 pixels
+    # ResNet-18 in one hour, and in two, on two cores: small pictures first; tested on whole ones of 48 or 56 pixels
     "resnet_18_one_hour": ONE_HOUR,
     "resnet_18_two_hours": replace(
         ONE_HOUR,
-        num_epochs=14,
-        picture_sizes=14 * (32,) + 7 * (40,) + 7 * (48,),
-        summary_interval=57,
-        eval_interval=342,
-        checkpoint_interval=171,
+        num_epochs=13,
+        crop_size=56,
+        picture_sizes=12 * (32,) + 5 * (40,) + 5 * (48,) + 4 * (56,),
+        summary_interval=65,
+        eval_interval=390,
+        checkpoint_interval=195,
     ),
     # 2017's SVM
     "vgg_16_svm": replace(
