@@ -8,6 +8,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+QUICK_TO_COMPILE = "--xla_backend_optimization_level=0"  # in XLA_FLAGS: what takes JAX long here is to compile
+
+
+def environment(backend: str) -> dict[str, str]:
+    """That of a script under this backend of Keras."""
+    return os.environ | {"KERAS_BACKEND": backend} | ({"XLA_FLAGS": QUICK_TO_COMPILE} if backend == "jax" else {})
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +31,7 @@ def run_script(script: str, *arguments, cwd: Path, backend: str = "tensorflow", 
     return subprocess.run(
         [sys.executable, str(ROOT / script), *map(str, arguments)],
         cwd=cwd,
-        env=os.environ | {"KERAS_BACKEND": backend},
+        env=environment(backend),
         capture_output=True,
         text=True,
         timeout=300,

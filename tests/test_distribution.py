@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import ROOT, assert_one_line_error, run_script
+from conftest import ROOT, assert_one_line_error, environment, run_script
 from test_input_pipe import batches, split
 
 import checkpoints
@@ -163,7 +163,8 @@ def start(cwd: Path, data_dir: Path, *flags, devices: int = 1, **settings) -> su
     settings = {"data_dir": data_dir, "batch_size": 20, "num_epochs": 2, "eval_interval": 8} | settings
     words = [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", *str(value).split())]
     words += ["--summary-interval", "5", "--checkpoint-interval", "2"]
-    env = os.environ | {"KERAS_BACKEND": "jax", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    env = environment("jax")
+    env["XLA_FLAGS"] += f" --xla_force_host_platform_device_count={devices}"
     command = [sys.executable, ROOT / "train.py", *words, *map(str, flags)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     started.append(subprocess.Popen(command, cwd=cwd, env=env, **pipes))

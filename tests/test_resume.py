@@ -4,7 +4,6 @@ from startup import UserError, keras
 
 import hashlib
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, environment
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
 
@@ -59,7 +58,7 @@ class Place:
         return subprocess.Popen(
             [sys.executable, ROOT / "train.py", *(word for pair in pairs for word in pair), *flags],
             cwd=self.cwd,
-            env=os.environ | cache | {"KERAS_BACKEND": self.backend},
+            env=environment(self.backend) | cache,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
