@@ -1,5 +1,6 @@
 # `make demo` shows the whole path on a drawn sample set; `make test` checks everything; `make train` is the real thing.
-# All of it stays inside this folder. The first call installs packages into .venv; after that no network is needed.
+# All of it stays inside this folder. The first call of each installs packages into .venv, and `make train` downloads the
+# pictures; after that no network is needed.
 
 PYTHON ?= python3
 BIN := .venv/bin

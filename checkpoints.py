@@ -349,16 +349,28 @@ def _with_weights(path: Path, config: TrainConfig, num_classes: int) -> keras.Mo
     return model
 
 
-def read_seconds(folder: Path) -> float:
-    """The running time of a run's training so far, in seconds, over all resumes: by its newest point of the curves."""
+def _newest_point(folder: Path) -> tuple[str, float]:
+    """Of a run's curves: "train", "validation" or, once the run has ended, "end"; the running time by then."""
     path = folder / "metrics.jsonl"
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        return float(json.loads(lines[-1])["seconds"]) if lines else 0.0
+        *_, line = path.read_text(encoding="utf-8").splitlines() or ['{"split": "start", "seconds": 0}']
+        point = json.loads(line)
+        return str(point["split"]), float(point["seconds"])
     except FileNotFoundError:
-        return 0.0
+        return "start", 0.0
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error!r}); put the run's own file there") from None
+
+
+def read_seconds(folder: Path) -> float:
+    """The running time of a run's training so far, in seconds, over all resumes: by its newest point of the curves."""
+    return _newest_point(folder)[1]
+
+
+def check_ended(folder: Path) -> None:
+    """Raises UserError for a run that has not come to its end: its weights are not yet what its settings make."""
+    if _newest_point(folder)[0] != "end":
+        raise UserError(f"{folder} has not come to its end; go on with it by train.py --resume")
 
 
 # The resumable state

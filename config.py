@@ -142,6 +142,8 @@ class TrainConfig:
                 raise UserError(f"{name} is {getattr(self, name)}; the first number must not be above the second")
         if self.resized_crop[0] == 0 < self.resized_crop[1]:
             raise UserError(f"resized_crop is {self.resized_crop}; it must be two sides from 1 to 64, or 0 0")
+        if self.smoothing != type(self).smoothing and self.loss != "softmax_smooth_ce":
+            raise UserError(f"smoothing is {self.smoothing}, but loss is {self.loss}; set --loss softmax_smooth_ce")
         if self.freeze_features and not self.init_from:
             raise UserError("freeze_features keeps the features of a trained run; name it by --init-from RUN")
 
@@ -281,7 +283,7 @@ RECIPES: dict[str, TrainConfig] = {
         loss="softmax_smooth_ce",
         precision="auto",
         summary_interval=156,
-        eval_interval=1562,
+        eval_interval=1563,
     ),
     # The models of 2017 on the sample set, in minutes on two cores
     "demo": replace(BASE, data_dir="sample-data", num_epochs=15, width=0.125, summary_interval=50, eval_interval=150),

@@ -131,7 +131,7 @@ def _open_packed(root: Path, stamp: str, skip_bad_images: bool) -> Dataset | Non
         if (index["version"], index["stamp"]) != (INDEX_VERSION, stamp):
             return None
         if index["has_skipped"] and not skip_bad_images:
-            return None  # packing anew says which are bad; some may have been mended
+            return None  # packing anew says which are bad
         splits = [_open_split(root, name, index[name], len(index["class_ids"])) for name in ("train", "val")]
         ids, names, notes = (tuple(index[key]) for key in ("class_ids", "class_names", "notes"))
         return Dataset(root, ids, names, index["fingerprint"], *splits, notes)

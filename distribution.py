@@ -243,11 +243,12 @@ def check_divides(share: Share, batch_size: int, resuming: bool = False) -> None
     if batch_size % share.devices:
         below = batch_size // share.devices * share.devices
         near = " or ".join(str(size) for size in (below, below + share.devices) if size)
-        fewer = max(number for number in range(1, share.devices) if batch_size % number == 0)
+        fewer = [count for count in range(share.hosts, share.devices, share.hosts) if batch_size % count == 0]
+        example = f", such as {fewer[-1]}" if fewer else ", on fewer hosts"
         raise UserError(
             f"batch_size is {batch_size}, which {share.devices} devices do not divide; "
             + ("" if resuming else f"set it to {near}, or ")
-            + f"use fewer devices, such as {fewer} (CUDA_VISIBLE_DEVICES says which a host shows)"
+            + f"use fewer devices{example} (CUDA_VISIBLE_DEVICES says which a host shows)"
         )
 
 

@@ -28,12 +28,14 @@ def download_dataset(root: Path, url: str, md5: str) -> None:
     Raises:
         UserError: No network, another hash, a zip file that is damaged or reaches out of its folder, no space.
     """
-    root = root.absolute()
+    root = root.resolve()  # a link to a folder that is not there yet stays
     if not root.parent.is_dir():
         raise UserError(f"{shown(root.parent)} does not exist; make it first, or correct --data-dir")
     with os_errors_named(root), locked(root.parent):
         if root.is_file() or (root.is_dir() and any(root.iterdir())):
             return
+        if root.is_mount():
+            raise UserError(f"{shown(root)} is a mount point, which cannot be replaced; name a folder in it")
         work = root.with_name(f"{root.name}.download")
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
@@ -96,7 +98,7 @@ def _unzip(path: Path, folder: Path) -> None:
             _check_members(archive, path.name)
             for member in tqdm(archive.infolist(), desc="unpacking", unit=" files", unit_scale=True, disable=None):
                 archive.extract(member, folder)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
         raise UserError(f"{path.name} is not a zip file that can be unpacked ({error}); use another address") from error
 
 

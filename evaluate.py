@@ -93,9 +93,11 @@ def listed(split: Split, names: Path) -> Split:
         names: the file; a picture's file name a line, without folders.
 
     Raises:
-        UserError: the file names none, or one that the split does not have.
+        UserError: the file names none, or one that the split does not have; or names do not tell pictures apart.
     """
     place_of_name = {filename.rpartition("/")[2]: place for place, filename in enumerate(split.filenames)}
+    if len(place_of_name) < len(split.filenames):
+        raise UserError(f"{shown(names)} cannot tell validation pictures of one name in several folders apart")
     wanted = sorted({line.strip() for line in names.read_text(encoding="utf-8", errors="replace").splitlines()} - {""})
     if not wanted:
         raise UserError(f"{shown(names)} is empty; it must name pictures, one a line")

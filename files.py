@@ -43,11 +43,10 @@ def advice_on(error: OSError) -> str:
 @contextmanager
 def os_errors_named(root: Path):
     """Turns the operating system's errors into one line that names the file and what to do."""
-    advice = ADVICE | {
-        errno.ENOSPC: f"{ADVICE[errno.ENOSPC]} (Tiny ImageNet packed takes 1.4 GB)",
-        errno.EDQUOT: f"{ADVICE[errno.EDQUOT]} (Tiny ImageNet packed takes 1.4 GB)",
-        errno.EACCES: "make it readable, and the dataset's folder writable, where the packed pictures are kept",
-        errno.EPERM: "make it readable, and the dataset's folder writable, where the packed pictures are kept",
+    full = {number: f"{ADVICE[number]} (Tiny ImageNet packed takes 1.3 GB)" for number in (errno.ENOSPC, errno.EDQUOT)}
+    refused = "make it readable, and the dataset's folder writable, where the packed pictures are kept"
+    advice = ADVICE | full | dict.fromkeys((errno.EACCES, errno.EPERM), refused)
+    advice |= {
         errno.EROFS: "copy the dataset to a writable place, for the packed pictures are kept in its folder",
     }
     try:

@@ -140,8 +140,8 @@ def _pictures(root: Path, folder: str) -> list[str]:
 
 
 def _class_pictures(root: Path, folder: str) -> list[str]:
-    """The pictures of a class folder: in its `images`, or directly in it."""
-    return _pictures(root, f"{folder}/images") or _pictures(root, folder)
+    """The pictures of a class folder: in its `images`, and directly in it."""
+    return sorted(_pictures(root, f"{folder}/images") + _pictures(root, folder))
 
 
 def _class_folders(root: Path, split: str) -> list[str]:

@@ -29,7 +29,7 @@ def logistic_regression(config: TrainConfig, num_classes: int) -> keras.Model:
         # 2017: untruncated normal, the biases from the same one as their kernel
         kernel_initializer=keras.initializers.RandomNormal(stddev=0.1 / math.sqrt(x.shape[-1])),
         bias_initializer=keras.initializers.RandomNormal(stddev=0.1 / math.sqrt(x.shape[-1])),
-        kernel_regularizer=keras.regularizers.L2(config.reg / 2),
+        kernel_regularizer=keras.regularizers.L2(config.reg / 2) if config.reg else None,
         name="fc1",
     )(x)
     logits = keras.layers.Activation("linear", dtype="float32", name="logits")(x)

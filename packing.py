@@ -43,7 +43,7 @@ def folder_stamp(root: Path) -> str:
             digest.update(f"{name} {status.st_size} {status.st_mtime_ns}\n".encode())
     for split in ("train", "val"):
         with suppress(FileNotFoundError, NotADirectoryError):  # the check before packing says so
-            _stamp_pictures(digest, root / split, depth=2)
+            _stamp_pictures(digest, root / split, depth=3)  # val/images/<class>/images at the deepest
     return digest.hexdigest()
 
 

@@ -30,7 +30,8 @@ from visualize import SALIENCY, Prediction, prediction_grid
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # Pillow knows more, some of which start programs
 BATCH_SIZE = 32  # pictures read, and given to the model, at a time
 SHIPPED = ROOT / "pretrained" / "resnet_18"  # the run that is asked where none is named
-MOST_SHOWN = 100  # pictures in one figure: a taller one is of no use, and cannot be drawn above 65,536 pixels
+NO_PICTURE = "no picture is given; name one or more, or - for a list on standard input"
+MOST_SHOWN = 100  # pictures in one figure, the first ones: a taller one is of no use
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,8 @@ def open_run(folder: str | Path | None) -> Run:
     run = load_run(folder or SHIPPED)
     place = run.folder.relative_to(ROOT) if run.folder.is_relative_to(ROOT) else run.folder
     print(f"{place}: {run.config.model_name}, {len(run.class_names)} classes")
+    if run.config.loss == "svm":
+        print("it was trained as an SVM: its per cents put the classes in order, but are no probabilities")
     return run
 
 
@@ -183,20 +186,23 @@ def main() -> int:
         given, failed = given + len(batch), failed + len(batch) - len(readable)
         if readable:
             names, pictures = zip(*readable, strict=True)
-            found = predict(run, np.stack(pictures), names, arguments.top, method)
+            found = predict(run, np.stack(pictures), names, arguments.top, method if len(kept) < MOST_SHOWN else None)
             print(*map(_table, found), sep="\n")
             short = [replace(prediction, title=Path(prediction.title).name) for prediction in found]
             kept += short[: MOST_SHOWN - len(kept)] if method else []
     if not given:
-        raise UserError("no picture is given; name one or more, or - for a list on standard input")
+        raise UserError(NO_PICTURE)
     if kept:
         _draw(prediction_grid(kept, method), Path(arguments.output))
-        print(f"wrote {arguments.output}: {len(kept)} picture{'s'[: len(kept) != 1]}")
+        first = "the first " * (given - failed > len(kept))
+        print(f"wrote {arguments.output}: {first}{len(kept)} picture{'s'[: len(kept) != 1]}")
     return 1 if failed else 0
 
 
 def _check(arguments: Arguments) -> None:
     """What can be found wrong before anything slow begins."""
+    if not arguments.pictures:
+        raise UserError(NO_PICTURE)
     if arguments.top < 1:
         raise UserError(f"top is {arguments.top}; it must be 1 or more")
     if arguments.output is None:
@@ -211,6 +217,8 @@ def _check(arguments: Arguments) -> None:
         raise UserError(f"{shown(output.parent)} is not a folder; make it first, or choose another --output")
     if output.is_dir():
         raise UserError(f"{shown(output)} is a folder; choose another --output")
+    if output.exists() and any(Path(path).exists() and output.samefile(path) for path in arguments.pictures):
+        raise UserError(f"{shown(output)} is one of the pictures, and would be lost; choose another --output")
 
 
 def _paths(pictures: Iterable[str]) -> Iterator[str]:

@@ -16,12 +16,13 @@ from typing import Annotated
 import numpy as np
 import tyro
 
-from checkpoints import ROUNDED_WEIGHTS, load_run, read_config
+from checkpoints import ROUNDED_WEIGHTS, check_ended, load_run, read_config
 from evaluate import evaluate
 from files import write_atomically
 from report import train_command, view, without_places
 
 PRETRAINED = ROOT / "pretrained"
+CLASSES = 200  # of Tiny ImageNet, which alone the card speaks of
 
 CARD = """# {title}
 
@@ -71,8 +72,14 @@ def ship(run: Path, data_dir: str | None = None, pictures: Path | None = None) -
 
     Returns:
         The folder; what it held before is replaced at the end, when all is made.
+
+    Raises:
+        UserError: the run has not come to its end, is not one of Tiny ImageNet, or has weights too large for float16.
     """
     config, description = read_config(run)
+    check_ended(run)
+    if (count := len(description["class_ids"])) != CLASSES:
+        raise UserError(f"{run} has {count} classes, Tiny ImageNet has {CLASSES}; it does not ship")
     arrays = rounded(load_run(run).model)
     description["config"]["precision"] = "float32"  # which every machine has; the weights were rounded already
     folder = PRETRAINED / config.model_name
@@ -89,7 +96,7 @@ def ship(run: Path, data_dir: str | None = None, pictures: Path | None = None) -
             classes=len(description["class_ids"]),
             place=place,
             train=description["data"]["train"],
-            command=train_command(config),
+            command=train_command(config, description.get("backend", "tensorflow")),
             minutes=row["seconds"] / 60,
             hardware=description["hardware"],
             role=BY_PLATEAU if config.schedule == "plateau" else BY_SCHEDULE,

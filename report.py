@@ -21,7 +21,7 @@ import tyro
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from checkpoints import read_config
+from checkpoints import check_ended, read_config
 from config import NAME, RECIPES, TrainConfig, differences
 from evaluate import evaluate
 from files import write_atomically
@@ -46,13 +46,18 @@ def file_result(run: Path, name: str, data_dir: str | None = None, machine_speed
 
     Returns:
         The result's folder.
+
+    Raises:
+        UserError: there is no such run, or it has not come to its end.
     """
     config, description = read_config(run)
+    check_ended(run)
     row = evaluate(run, data_dir)
     del row["run"]
     evidence = {name: description[name] for name in ("hardware", "backend", "versions") if name in description}
     kept = config.model_file.removesuffix(".keras")
-    evidence = {"command": train_command(config), "n": 1, "view": view(config), "weights_kept": kept} | evidence
+    command = train_command(config, description.get("backend", "tensorflow"))
+    evidence = {"command": command, "n": 1, "view": view(config), "weights_kept": kept} | evidence
     if machine_speed is not None:
         evidence["machine_speed"] = machine_speed
     points = read_points(run / "metrics.jsonl")
@@ -106,7 +111,7 @@ def read_points(path: Path) -> list[dict]:
     return points
 
 
-def train_command(config: TrainConfig) -> str:
+def train_command(config: TrainConfig, backend: str = "tensorflow") -> str:
     """The shortest command that trains with these settings: the nearest recipe, and what differs from it."""
     recipe = min(RECIPES, key=lambda name: len(_changes(config, name)))
     words = [] if recipe == "default" else ["--recipe", recipe]
@@ -116,7 +121,7 @@ def train_command(config: TrainConfig) -> str:
             words.append(f"--{flag}" if value else f"--no-{flag}")
         else:
             words += [f"--{flag}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]
-    return shlex.join(["python", "train.py", *words])
+    return f"KERAS_BACKEND={backend} " * (backend != "tensorflow") + shlex.join(["python", "train.py", *words])
 
 
 def _changes(config: TrainConfig, recipe: str) -> dict:
@@ -134,8 +139,8 @@ def draw_curves(points: list[dict], title: str) -> Figure:
         steps, marker = [point["step"] for point in chosen], "." if len(chosen) < 100 else ""
         left.plot(steps, [point["data_loss"] for point in chosen], color=colour, label=split, marker=marker)
         right.plot(steps, [100 * point["top_1"] for point in chosen], color=colour, label=split, marker=marker)
-    for axes, title in ((left, "loss, without L2"), (right, "top-1 accuracy, %")):
-        axes.set(title=title, xlabel="step")
+    for axes, heading in ((left, "loss, without L2"), (right, "top-1 accuracy, %")):
+        axes.set(title=heading, xlabel="step")
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
     figure.suptitle(title)
@@ -159,13 +164,18 @@ def _percents(row: dict, crops: str) -> str:
     return f"{100 * row[f'{crops}_top_1']:.1f} / {100 * row[f'{crops}_top_5']:.1f} %"
 
 
+def _on_pictures(results: list[tuple[Path, dict]]) -> str:
+    counts = " or ".join(f"{count:,}" for count in sorted({row["pictures"] for _, row in results}))
+    return f"On {counts} validation pictures; one run each."
+
+
 def results_table(folder: Path | None = None) -> str:
     """The results as a Markdown table, from the least to the most accurate, each beside the command that made it."""
     results = _read_results(folder or RESULTS)
     if not results:
         return ""
     lines = [
-        "| model | top-1 / top-5, centre crop | 10 crops | training | made by |",
+        "| run | top-1 / top-5, one view | 10 crops | training | made by |",
         "|---|---|---|---|---|",
     ]
     for path, row in results:
@@ -173,14 +183,12 @@ def results_table(folder: Path | None = None) -> str:
         seen = row.get("view", "centre crop")
         remarks = [seen] * (seen != "centre crop")
         remarks += ["last weights"] * (row.get("weights_kept") == "last")
-        model = f"[{row['model']}](results/{path.name})" + f" ({', '.join(remarks)})" * bool(remarks)
+        model = f"[{path.name}](results/{path.name})" + f" ({', '.join(remarks)})" * bool(remarks)
         time = f"{row['seconds'] / 60:.0f} min, {row['hardware']}"
         lines.append(f"| {model} | {scores[0]} | {scores[1]} | {time} | `{row['command']}` |")
-    pictures = {row["pictures"] for _, row in results}
-    counts = " or ".join(f"{count:,}" for count in sorted(pictures))
     lines.append(
-        f"\nOn {counts} validation pictures; one run each. The weights are the best of the run by the same pictures, "
-        "if not said otherwise."
+        f"\n{_on_pictures(results)} If not said otherwise, the view is the centre crop, and the "
+        "weights are the run's best by the same pictures, which flatters them a little."
     )
     return "\n".join(lines) + "\n"
 
@@ -235,9 +243,8 @@ def comparison(folder: Path) -> str:
         error, time = f"{100 * row['center_ece']:.1f} %", f"{row['seconds'] / 60:.0f} min, {row['hardware']}"
         link = f"[{path.name}](results/{folder.name}/{path.name})"
         lines.append(f"| {link} | {scores} | {ten} | {error} | {time} | `{row['command']}` |")
-    pictures = " or ".join(f"{count:,}" for count in sorted({row["pictures"] for _, row in results}))
     lines.append(
-        f"\nOn {pictures} validation pictures; one run each. Calibration error: expected, over {CALIBRATION_BINS} "
+        f"\n{_on_pictures(results)} Calibration error: expected, over {CALIBRATION_BINS} "
         "intervals of equal width of the probability of the likeliest class, by softmax of the logits."
     )
     if any("--init-from" in row["command"] for _, row in results):
@@ -259,18 +266,17 @@ def file_comparison(group: str) -> None:
     write_atomically(folder / "README.md", lambda path: path.write_text(page, encoding="utf-8"))
     begin, end = marks(group)
     if begin in README.read_text(encoding="utf-8"):
-        update_readme(begin=begin, end=end, table=table)
+        update_readme(table, begin, end)
 
 
-def update_readme(readme: Path | None = None, begin: str = BEGIN, end: str = END, table: str | None = None) -> None:
-    """Puts a table, that of the results if no other is given, between its two marks in the README."""
-    readme = readme or README
-    text = readme.read_text(encoding="utf-8")
+def update_readme(table: str, begin: str, end: str) -> None:
+    """Puts a table between its two marks in the README."""
+    text = README.read_text(encoding="utf-8")
     if not 0 <= text.find(begin) < text.find(end):
-        raise UserError(f"{readme} lacks the marks {begin.strip()!r} and {end!r} between which the table goes")
+        raise UserError(f"{README} lacks the marks {begin.strip()!r} and {end!r} between which the table goes")
     before, after = text.partition(begin)[0], text.partition(end)[2]
-    new = before + begin + (results_table() if table is None else table) + end + after
-    write_atomically(readme, lambda path: path.write_text(new, encoding="utf-8"))
+    new = before + begin + table + end + after
+    write_atomically(README, lambda path: path.write_text(new, encoding="utf-8"))
 
 
 @dataclass(frozen=True)
@@ -280,9 +286,11 @@ class Arguments:
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     """The runs' folders, for example runs/vgg_16/default; none: only the tables are written."""
     name: str | None = None
-    """The result's name; by default the model's."""
+    """The result's name; by default that of the folder above the run's, the model's; with GROUP the run's own."""
     group: str | None = None
     """File them below results/GROUP/, apart from the main table, and compare all that is there."""
+    replace: bool = False
+    """Put the run in the place of the result that has this name."""
     data_dir: str | None = None
     """The dataset's folder; by default the one that the run was trained on."""
     machine_speed: float | None = None
@@ -293,7 +301,8 @@ class Arguments:
 def main() -> None:
     """Runs the command."""
     arguments = command_line(Arguments)
-    names = [arguments.name or run.resolve().parent.name for run in arguments.runs]
+    folders = [run.resolve() if arguments.group else run.resolve().parent for run in arguments.runs]
+    names = [arguments.name or folder.name for folder in folders]
     for flag, name in (*(("--name", name) for name in names), ("--group", arguments.group or "none")):
         if not re.fullmatch(NAME, name):
             raise UserError(f"{flag} is {name!r}; use letters, digits, '_', '-' and '.' alone")
@@ -303,14 +312,17 @@ def main() -> None:
         raise UserError(
             f"several runs would be filed under one name ({', '.join(names)}); file them one by one, --name"
         )
-    for run, name in zip(arguments.runs, names, strict=True):
-        place = f"{arguments.group}/{name}" if arguments.group else name
+    places = [f"{arguments.group}/{name}" if arguments.group else name for name in names]
+    for place in places:
+        if (RESULTS / place / "result.json").exists() and not arguments.replace:
+            raise UserError(f"results/{place} is there; file this run under another --name, or in its place: --replace")
+    for run, place in zip(arguments.runs, places, strict=True):
         print(file_result(run, place, arguments.data_dir, arguments.machine_speed))
     if arguments.group:
         file_comparison(arguments.group)
     tables = results_table(), board()
-    update_readme(table=tables[0])
-    update_readme(begin=BOARD_BEGIN, end=BOARD_END, table=tables[1])
+    update_readme(tables[0], BEGIN, END)
+    update_readme(tables[1], BOARD_BEGIN, BOARD_END)
 
 
 if __name__ == "__main__":

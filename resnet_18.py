@@ -74,5 +74,5 @@ def kernel(reg: float) -> dict:
     """Initialiser (He et al., https://arxiv.org/abs/1502.01852, by fan-out) and L2 penalty of one kernel."""
     return {
         "kernel_initializer": keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal"),
-        "kernel_regularizer": keras.regularizers.L2(reg / 2),
+        "kernel_regularizer": keras.regularizers.L2(reg / 2) if reg else None,
     }

@@ -13,13 +13,14 @@ import shutil
 from dataclasses import dataclass
 from functools import partial, wraps
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import numpy as np
 import tyro
 from PIL import Image, ImageDraw
 from tqdm import tqdm
+
+from files import locked
 
 SIZE = 64  # pixels, each side
 OVERSAMPLE = 4  # shapes are drawn this many times larger, then averaged down: smooth edges
@@ -199,7 +200,7 @@ def _draw_all(folder: Path, num_classes: int, train_per_class: int, val_per_clas
     (folder / "wnids.txt").write_text("".join(f"{shape.class_id}\n" for shape in shapes))
     by_id = sorted(SHAPES, key=lambda shape: shape.class_id)  # as in Tiny ImageNet: sorted, and of more than is used
     (folder / "words.txt").write_text("".join(f"{shape.class_id}\t{shape.words}\n" for shape in by_id))
-    for label in tqdm(range(num_classes), desc=f"drawing {folder.name}", unit="class", leave=False, disable=None):
+    for label in tqdm(range(num_classes), desc=f"drawing {folder.stem}", unit="class", leave=False, disable=None):
         _draw_train_class(folder, label, train_per_class, seed)
     _draw_mixed(folder, "val", num_classes, val_per_class, seed)
     _draw_mixed(folder, "test", num_classes, 1, seed)
@@ -223,15 +224,21 @@ def _read_marker(folder: Path) -> dict | None:
 def _draw_aside(folder: Path, identity: dict, **parameters: int) -> None:
     """Draws the set beside its place and, when it is whole, moves it there; an older sample set is removed."""
     place = folder.resolve()
+    part = place.with_name(f"{place.name}.part")
     place.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f"{place.name}.part-", dir=place.parent) as aside:
-        part = Path(aside) / place.name
+    with locked(place.parent):
+        if _read_marker(place) == identity:  # another process has just drawn it
+            return
+        shutil.rmtree(part, ignore_errors=True)  # of a draw that was killed
         part.mkdir()
-        _draw_all(part, **parameters)
-        (part / MARKER).write_text(json.dumps(identity, indent=1) + "\n")
-        if place.exists():
-            shutil.rmtree(place)
-        part.rename(place)
+        try:
+            _draw_all(part, **parameters)
+            (part / MARKER).write_text(json.dumps(identity, indent=1) + "\n")
+            if place.exists():
+                shutil.rmtree(place)
+            part.rename(place)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
 
 
 def _check_parameters(num_classes: int, train_per_class: int, val_per_class: int, seed: int) -> None:

@@ -38,6 +38,6 @@ def dense(units: int, x: keras.KerasTensor, reg: float, name: str) -> keras.Kera
         units,
         kernel_initializer=keras.initializers.RandomNormal(stddev=stddev),
         bias_initializer=keras.initializers.RandomNormal(stddev=stddev),
-        kernel_regularizer=keras.regularizers.L2(reg / 2),
+        kernel_regularizer=keras.regularizers.L2(reg / 2) if reg else None,
         name=name,
     )(x)

@@ -74,7 +74,9 @@ def command(main: Callable[[], int | None]) -> Callable[[], None]:
     def run() -> None:
         signal.signal(signal.SIGINT, _interrupt)
         try:
-            sys.exit(main() or 0)
+            code = main() or 0
+            sys.stdout.flush()  # here, where an error still becomes one line
+            sys.exit(code)
         except SystemExit:
             raise
         except BaseException as error:
@@ -101,7 +103,8 @@ def ending(error: BaseException) -> str | int:
 
         name = error.filename or "the output"
         return f"error: {name}: {error.strerror or error}; {advice_on(error)}"
-    if "RESOURCE_EXHAUSTED" in str(error) or "ResourceExhausted" in type(error).__name__:
+    kinds = f"{type(error).__name__}: {error}"
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in kinds or "ResourceExhausted" in kinds:
         return "error: the memory is not enough; end what else uses it or, in training, lower --batch-size"
     raise error
 

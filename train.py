@@ -10,7 +10,7 @@ import shlex
 import signal
 import sys
 import time
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -99,10 +99,9 @@ def picture_size(config: TrainConfig, step: int, total_steps: int) -> int:
 
 
 def same_size_until(config: TrainConfig, step: int, total_steps: int) -> int:
-    """The first step after `step` whose pictures may have another side."""
-    parts = max(len(config.picture_sizes), 1)
-    part = step * parts // total_steps
-    return -(-(part + 1) * total_steps // parts)
+    """The first step after `step` whose pictures have another side, or the end."""
+    size, later = picture_size(config, step, total_steps), range(step + 1, total_steps)
+    return next((other for other in later if picture_size(config, other, total_steps) != size), total_steps)
 
 
 def eval_size(config: TrainConfig, step: int, total_steps: int) -> int:
@@ -124,7 +123,12 @@ class Progress:
     best_val_acc: float = -1.0
     """The highest so far; -1 before the first evaluation."""
     seconds: float = 0.0
-    """Running time of the program up to the last save, over all resumes."""
+    """Running time of the program, over all resumes: up to this save, and what was lost by kills, each up to its last
+    point of the curves."""
+
+    def ended(self, total_steps: int) -> bool:
+        """Whether nothing is left to be trained."""
+        return self.step >= total_steps or self.control.done()
 
     def evaluated_early(self, config: TrainConfig) -> bool:
         """Whether the last evaluation was the end of the run and not the end of a whole interval."""
@@ -254,15 +258,11 @@ class Steps(keras.callbacks.Callback):
         self._window_seconds += time.perf_counter() - self._since
         self._since = time.perf_counter()
         if "learning_rate" not in self.last_point:  # no point yet
-            self.last_point = self.figures(logs) | {"images_per_second": self.images_per_second()}
+            self.last_point = figures(logs) | {"images_per_second": self.images_per_second()}
 
     def images_per_second(self) -> float:
         """Since the last point of the curves; evaluations do not count."""
         return self._window_steps * self.config.batch_size / self._window_seconds
-
-    def figures(self, logs: dict[str, float]) -> dict[str, float]:
-        """What is shown of Keras's logs."""
-        return {name: logs[name] for name in ("data_loss", "top_1", "top_5")}
 
     def check_finite(self, loss: float) -> None:
         """Ends the run if the loss is no number any more."""
@@ -287,7 +287,7 @@ class Steps(keras.callbacks.Callback):
         """Adds a point to the training curves, means over the last `summary_interval` steps, and starts new means."""
         now = time.perf_counter()
         self._window_seconds += now - self._since
-        values = self.figures(logs) | l2_penalties(self.model) | {"learning_rate": self.learning_rate()}
+        values = figures(logs) | l2_penalties(self.model) | {"learning_rate": self.learning_rate()}
         speed = {"images_per_second": self.images_per_second()}
         self.log.curves("train", self.progress.step, values, speed | {"seconds": self.seconds()})
         self.model.reset_metrics()
@@ -307,6 +307,11 @@ class Steps(keras.callbacks.Callback):
             self.states.save(self.model, asdict(self.progress))
         except FloatingPointError as error:
             raise self.not_finite(f"the weight {error}", math.nan) from None
+
+
+def figures(logs: dict[str, float]) -> dict[str, float]:
+    """What is shown of Keras's logs."""
+    return {name: logs[name] for name in ("data_loss", "top_1", "top_5")}
 
 
 def compile_model(model: keras.Model, config: TrainConfig, total_steps: int) -> None:
@@ -348,6 +353,8 @@ def train(
         require_gpu()
     import_model(config.model_name)  # an unknown name is answered at once, not after an hour of download
     resuming, share = resume or resume_from is not None, distribution.this_share()
+    if config.init_from and not resuming:
+        checkpoints.read_config(Path(config.init_from))  # likewise
     distribution.warn_of_idle_gpus()
     distribution.check_divides(share, config.batch_size, resuming)
     data = distribution.first_then_others(
@@ -512,16 +519,17 @@ def read_progress(
 
 
 def take_back(config: TrainConfig, progress: Progress, checkpoint: Path | None, log_sizes: dict[str, int]) -> None:
-    """Makes the run's folder what it was at that checkpoint, from which it now goes on."""
+    """Makes the run's folder what it was at that checkpoint, where it goes on; only the clock does not go back."""
     folder = config.run_dir
-    if checkpoint is None:
-        checkpoints.cut_logs(folder, {})
-        return
-    checkpoints.drop_after(checkpoint)  # first: after a kill in between, this checkpoint is the one whose logs are cut
+    with suppress(UserError):  # a damaged point: the checkpoint's own time counts
+        progress.seconds = max(progress.seconds, checkpoints.read_seconds(folder))
+    if checkpoint:  # first: after a kill in between, this checkpoint is the one whose logs are cut
+        checkpoints.drop_after(checkpoint)
     checkpoints.cut_logs(folder, log_sizes)
     if progress.best_val_acc < 0:
         (folder / config.model_file).unlink(missing_ok=True)
-    checkpoints.restore_model(checkpoint, config.model_file)
+    elif checkpoint:
+        checkpoints.restore_model(checkpoint, config.model_file)
 
 
 def run_intervals(steps: Steps, model: keras.Model, data: Dataset, total_steps: int) -> None:
@@ -531,14 +539,14 @@ def run_intervals(steps: Steps, model: keras.Model, data: Dataset, total_steps: 
     if not progress.step and share.writes:
         steps.log.start(config, model, data)
     shown = {"unit": "step", "dynamic_ncols": True, "disable": None if share.writes else True}
-    bar, size = tqdm(total=total_steps, initial=progress.step, **shown), None
+    bar, size, ended = tqdm(total=total_steps, initial=progress.step, **shown), None, progress.ended(total_steps)
     with closing(bar) as steps.bar:
-        while progress.step < total_steps and not progress.control.done():
+        while not progress.ended(total_steps):
             size_before, size = size, picture_size(config, progress.step, total_steps)
             if size != size_before:
                 trace_anew(model)
             until = (progress.step // config.eval_interval + 1) * config.eval_interval
-            steps.last_step = min(until, same_size_until(config, progress.step, total_steps), total_steps)
+            steps.last_step = min(until, same_size_until(config, progress.step, total_steps))
             model.fit(
                 train_batches(data.train, config, progress.step, size, share),
                 steps_per_epoch=steps.last_step - progress.step,
@@ -548,16 +556,20 @@ def run_intervals(steps: Steps, model: keras.Model, data: Dataset, total_steps: 
             )
             if progress.step == steps.last_step and steps.evaluated_next():
                 evaluate_and_save(steps, model, data, total_steps)
-            stop_if_asked(steps)
+            if not progress.ended(total_steps):
+                stop_if_asked(steps)
     with distribution.all_or_none(share):  # no host leaves before the last state is on disk
         steps.states.wait()
-    progress.seconds = steps.seconds()
+    if not ended:  # a run that had ended before takes no longer for having been looked at
+        progress.seconds = steps.seconds()
     steps.log.end(progress.step, progress.seconds)
     reason = "no progress after four cuts of the rate" if progress.control.done() else "all epochs done"
     plateau = config.schedule == "plateau"
     kept, top_1 = ("best", progress.best_val_acc) if plateau else ("last", progress.control.val_accs[-1])
     result = f"{kept} validation top-1 {top_1:.2%}, in {config.run_dir / config.model_file}"
     print(f"end at step {progress.step:,} ({reason}) after {progress.seconds:,.0f} s: {result}")
+    if steps.stop_request.signal:  # it came during the last evaluation: nothing is left to go on with, but it is obeyed
+        sys.exit(128 + steps.stop_request.signal)
 
 
 def trace_anew(model: keras.Model) -> None:
@@ -587,7 +599,7 @@ def evaluate_and_save(steps: Steps, model: keras.Model, data: Dataset, total_ste
             steps.states.wait()  # a state that is being saved holds the model before this one
             if steps.share.writes:
                 checkpoints.save_model(model, config)
-    values = {name: values[name] for name in ("data_loss", "top_1", "top_5")}
+    values = figures(values)
     log.curves("validation", progress.step, values, {"seconds": steps.seconds()})
     if not config.histogram_interval and steps.share.writes:
         log.histograms(progress.step, steps.distributions(model))

@@ -42,7 +42,7 @@ def vgg_16(config: TrainConfig, num_classes: int) -> keras.Model:
             x = layers.MaxPooling2D(2, name=f"pool{block}")(x)  # 56 -> 28 -> 14 -> 7 pixels
     x = layers.Flatten(name="flatten")(x)  # (B, 7 * 7 * 512)
     for number, units in enumerate(config.hidden_units, start=1):
-        x = layers.Dense(round(units * config.width), name=f"fc{number}", **kernel(config.hidden_reg))(x)
+        x = layers.Dense(max(1, round(units * config.width)), name=f"fc{number}", **kernel(config.hidden_reg))(x)
         x = layers.ReLU(name=f"relu_fc{number}")(x)
         if number <= config.dropout_layers:
             x = layers.Dropout(1 - config.dropout_keep_prob, name=f"dropout{number}")(x)
@@ -58,5 +58,5 @@ def kernel(reg: float) -> dict:
     """
     return {
         "kernel_initializer": keras.initializers.VarianceScaling(2.0, "fan_in", "untruncated_normal"),
-        "kernel_regularizer": keras.regularizers.L2(reg / 2),
+        "kernel_regularizer": keras.regularizers.L2(reg / 2) if reg else None,
     }

@@ -5,7 +5,6 @@ Everything here computes or draws; `predict.py` and the notebooks tell the story
 
 from startup import UserError, keras, tf
 
-import functools
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -159,21 +158,21 @@ def _last_maps(model: keras.Model):
     return [output for output in outputs if len(output.shape) == 4 and output.shape[:3] == shape][-1]
 
 
-def over_colours(attribute: Callable) -> Callable:
-    """Makes (B, H, W, 3) signed attributions a map (B, H, W), 0 or more: root of the sum of squares over colours."""
+def over_colours(slopes: Callable) -> Callable:
+    """Makes (B, H, W, 3) gradients a map (B, H, W), 0 or more: root of the sum of squares over colours."""
+    return lambda model, images, classes: np.sqrt(np.square(slopes(model, images, classes)).sum(axis=-1))
 
-    @functools.wraps(attribute)
-    def saliency(model, images, classes):
-        return np.sqrt(np.square(attribute(model, images, classes)).sum(axis=-1))
 
-    return saliency
+def size_of_parts(attribute: Callable) -> Callable:
+    """Makes (B, H, W, 3) parts of a whole a map (B, H, W), 0 or more: a pixel's part is the sum of its colours'."""
+    return lambda model, images, classes: np.abs(attribute(model, images, classes).sum(axis=-1))
 
 
 # Each: (model, images (B, H, W, 3) uint8, classes (B,) int) -> (B, H, W) float32, 0 or more.
 SALIENCY: dict[str, Callable] = {
     "gradient": over_colours(gradient),
     "smoothgrad": over_colours(smoothgrad),
-    "integrated_gradients": over_colours(integrated_gradients),
+    "integrated_gradients": size_of_parts(integrated_gradients),
     "grad_cam": grad_cam,
 }
 
@@ -243,6 +242,19 @@ def kernel_pictures(model: keras.Model, layer_name: str, max_filters: int = 64, 
     return tiles if side is None else _fit(tiles, side)
 
 
+def brightness_shares(tiles: np.ndarray) -> np.ndarray:
+    """How much of each tile is brightness: the share of its squared values that is common to its three colours.
+
+    Args:
+        tiles: (F, h, w, 3), as `kernel_pictures` gives them; those that are zero all over are left out.
+
+    Returns:
+        At most F shares: 1 for black and white, a third, on average, for noise without any order.
+    """
+    common, whole = 3 * np.square(tiles.mean(axis=-1)).sum(axis=(1, 2)), np.square(tiles).sum(axis=(1, 2, 3))
+    return common[whole > 0] / whole[whole > 0]
+
+
 def receptive_field(model: keras.Model, layer_name: str) -> tuple[int, int]:
     """Height and width, in pixels, of what one unit of the convolution `layer_name` sees of the picture.
 
@@ -301,7 +313,8 @@ def _seen(part: keras.Model, axis: int, unit: int) -> tuple[int, int] | None:
     for layer in reversed(part.layers):
         if isinstance(layer, keras.layers.InputLayer):
             continue
-        span = _before(layer, axis, *spans[id(layer.output)])
+        seen = spans.get(id(layer.output))  # None: of a layer that is called twice only the first output is known
+        span = seen and _before(layer, axis, *seen)
         if span is None:
             return None
         for tensor in keras.tree.flatten(layer.input):
@@ -439,7 +452,7 @@ LONGEST_NAME = 26  # letters; longer names are cut, so that they fit into their 
 MEANING = {
     "gradient": "how strongly the top class's logit changes with each pixel",
     "smoothgrad": "how strongly the top class's logit changes with each pixel, mean over noisy copies",
-    "integrated_gradients": "each pixel's part in the top class's logit, compared with an even grey picture",
+    "integrated_gradients": "how much each pixel adds to the top class's logit, or takes from it, against even grey",
     "grad_cam": "where the last convolution's maps speak for the top class",
 }
 

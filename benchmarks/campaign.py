@@ -5,11 +5,13 @@
     python -m benchmarks.campaign gpu --rehearse           # the same way from start to end on the drawn set, in minutes
 
 A campaign that was stopped goes on where it was, by the same command: what is filed is left alone, and what is not yet
-trained to its end is resumed.
+trained to its end is resumed. (If train.py will not resume it, because the code has changed since, remove that run's
+folder below runs/<campaign>/, and it begins anew.) A rehearsal always begins anew.
 """
 
 from startup import ROOT, UserError, command, command_line, require_gpu
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,19 +24,18 @@ import tyro
 from config import RECIPES, TrainConfig
 
 SVM_2017 = "--loss svm --optimizer sgd --batch-size 64 --lr 0.001 --weight-decay 0 --reg 1.0 --reg-last-only"
-SMALL = (
-    "--recipe resnet_18_one_hour --width 0.5 --num-epochs 4 --picture-sizes 32 --crop-size 32 "
-    "--summary-interval 65 --eval-interval 195"
-)
+SMALL = "--recipe resnet_18_one_hour --width 0.5 --num-epochs 3 --picture-sizes 32 --crop-size 32"
+EACH_EPOCH = "--summary-interval 65 --eval-interval 195 --checkpoint-interval 195"
+EACH_EPOCH_OF_64 = "--summary-interval 521 --eval-interval 1563 --checkpoint-interval 1563"
 
 # name -> the arguments of train.py; {runs} is the folder of the campaign's runs of the same model
 CAMPAIGNS = {
     "losses": {
-        "softmax_ce": f"{SMALL} --loss softmax_ce",
-        "softmax_smooth_ce": SMALL,
-        "svm": f"{SMALL} --loss svm",
-        "svm_2017": f"{SMALL} {SVM_2017}",
-        "svm_2017_frozen": f"{SMALL} {SVM_2017} --init-from {{runs}}/softmax_ce --freeze-features",
+        "softmax_ce": f"{SMALL} {EACH_EPOCH} --loss softmax_ce",
+        "softmax_smooth_ce": f"{SMALL} {EACH_EPOCH}",
+        "svm": f"{SMALL} {EACH_EPOCH} --loss svm",
+        "svm_2017": f"{SMALL} {EACH_EPOCH_OF_64} {SVM_2017}",
+        "svm_2017_frozen": f"{SMALL} {EACH_EPOCH_OF_64} {SVM_2017} --init-from {{runs}}/softmax_ce --freeze-features",
     },
     "gpu": {
         "vgg_16": "--recipe default",
@@ -86,6 +87,9 @@ def run(campaign: str, rehearse: bool = False, data_dir: str | None = None) -> N
     if campaign == "gpu" and not rehearse:
         require_gpu()
     group = f"rehearsal_{campaign}" if rehearse else campaign
+    if rehearse:
+        for folder in (ROOT / "results" / group, ROOT / TrainConfig.runs_dir / group):
+            shutil.rmtree(folder, ignore_errors=True)
     place = ["--data-dir", data_dir] if data_dir else []
     for name, arguments in CAMPAIGNS[campaign].items():
         if (ROOT / "results" / group / name / "result.json").exists():

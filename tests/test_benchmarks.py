@@ -20,16 +20,12 @@ OWN = bench.Claim("memory", "group", "ours", (), goal=2, at_most=True)
 @pytest.mark.parametrize(
     ("rounds", "less_is_better", "expected"),
     [
-        ({"ours": [10, 30, 20], "slow": [1, 1, 1], "quick": [5, 10, 5]}, False, (3, "quick")),  # of 2, 3 and 4
-        ({"ours": [1, 2, 1], "slow": [9, 9, 9], "quick": [4, 4, 8]}, True, (4, "quick")),  # of 4, 2 and 8
+        ({"ours": [10, 30, 20], "slow": [1, 1, 1], "quick": [5, 10, 5]}, False, ([2, 3, 4], "quick")),
+        ({"ours": [1, 2, 1], "slow": [9, 9, 9], "quick": [4, 4, 8]}, True, ([4, 2, 8], "quick")),
     ],
 )
-def test_a_ratio_is_the_median_over_the_rounds_against_the_best_peer(rounds, less_is_better, expected):
-    assert bench.median_ratio(FASTER, rounds, less_is_better) == expected
-
-
-def test_a_figure_of_ours_is_its_median():
-    assert bench.median_ratio(OWN, {"ours": [3, 1, 2]}, less_is_better=False) == (2, "")
+def test_ratios_are_taken_round_by_round_against_the_best_peer(rounds, less_is_better, expected):
+    assert bench.ratios(FASTER, rounds, less_is_better) == expected
 
 
 def test_every_claim_is_about_what_is_measured():
@@ -47,14 +43,31 @@ def test_every_contender_is_there():
 
 def test_rows_say_what_was_reached(monkeypatch):
     monkeypatch.setattr(bench, "_claims", lambda: [FASTER, OWN])
-    rounds = {"ours": [3.0], "slow": [1.0], "quick": [2.0]}
+    rounds = {"ours": [3.0, 1.0, 4.0], "slow": [1.0, 1.0, 1.0], "quick": [2.0, 2.0, 2.0]}
     ratio, own = bench.judge({"group": {"unit": "GB", "rounds": rounds}})
-    assert (ratio["value"], ratio["peer"], ratio["reached"]) == (1.5, "quick", False)
+    assert (ratio["value"], ratio["lowest"], ratio["highest"]) == (1.5, 0.5, 2.0)
+    assert (ratio["peer"], ratio["reached"]) == ("quick", False)
     assert (own["value"], own["reached"]) == (3.0, False)
     assert bench.shown(ratio) == ("1.50 x", "at least 2 x")
     assert bench.shown(own) == ("3.00", "at most 2")
     assert bench.shown({"value": 107731.4, "goal": 30000, "at_most": False}) == ("107,731", "at least 30,000")
     assert "MISSED" in bench.table([ratio])
+    assert bench._cell(ratio) == "1.50 x, missed (0.50 to 2.00)"
+    assert bench._cell(own | {"reached": True, "lowest": 3.0, "highest": 3.0}) == "**3.00**"
+
+
+def test_machines_stand_side_by_side(monkeypatch):
+    monkeypatch.setattr(bench, "_claims", lambda: [FASTER, OWN])
+    measured = {"unit": "GB", "date": "2026-01-02", "seconds": 60, "rounds": {"ours": [4], "slow": [1], "quick": [2]}}
+    one = {"command": "make bench", "shares_of_the_ceilings": {}, "measured": {"group": measured}}
+    one["table"] = bench.judge(one["measured"])
+    lines = bench.readme_table({"first": one, "second": one | {"table": one["table"][1:]}}).splitlines()
+    assert lines[0] == "| what | goal | first | second | against |"
+    assert lines[2] == "| speed | at least 2 x | **2.00 x** |  | quick |"
+    assert lines[3] == "| memory | at most 2 | 4.00, missed | 4.00, missed |  |"
+    assert len({line.count("|") for line in lines[:4]}) == 1
+    groups = f"1 of its {len(bench.GROUPS)} groups"
+    assert lines[5] == f"- first: `make bench`; {groups}, measured on 2026-01-02 in 1 min; 1 to 1 rounds a group."
 
 
 def test_the_arithmetic_of_vgg_16_is_counted_right():
@@ -94,6 +107,20 @@ def test_a_campaign_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
     assert all("--data-dir elsewhere --runs-dir runs/losses --config-name " in words for words in trained)
     assert "--init-from runs/losses/resnet_18/softmax_ce --freeze-features" in trained[-1]
     assert reported[0] == "report.py runs/losses/resnet_18/softmax_smooth_ce --group losses --name softmax_smooth_ce"
+
+
+def test_a_rehearsal_begins_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(campaign, "ROOT", tmp_path)
+    called = []
+    monkeypatch.setattr(campaign, "run_script", lambda *words: called.append(words))
+    for folder in ("results/rehearsal_losses/svm", "runs/rehearsal_losses/resnet_18/svm", "results/losses/svm"):
+        (tmp_path / folder).mkdir(parents=True)
+        for file in ("result.json", "config.json"):
+            (tmp_path / folder / file).touch()
+    campaign.run("losses", rehearse=True)
+    assert len(called) == 2 * len(campaign.CAMPAIGNS["losses"])
+    assert not any("--resume" in words for words in called)
+    assert [path.name for path in (tmp_path / "results").iterdir()] == ["losses"]
 
 
 def test_the_campaign_for_a_gpu_needs_one():

@@ -130,6 +130,13 @@ def test_a_batch_that_the_devices_do_not_divide_is_refused(batch_size, near, few
     distribution.check_divides(Share(devices=3), 66)
 
 
+@pytest.mark.parametrize(("batch_size", "advice"), [(66, "such as 2"), (63, "on fewer hosts")])
+def test_fewer_devices_are_equally_many_on_each_host(batch_size, advice, monkeypatch):
+    with_devices(monkeypatch, 2, 2)
+    with pytest.raises(UserError, match=f"fewer devices, {advice} "):
+        distribution.check_divides(Share(0, 2, 4), batch_size)
+
+
 def test_hosts_with_different_numbers_of_devices_are_refused(monkeypatch):
     with_devices(monkeypatch, 1, 2, 3)
     with pytest.raises(UserError, match="the hosts have 1, 2, 3 devices; give each of them equally many"):

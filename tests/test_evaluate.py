@@ -128,6 +128,8 @@ def test_a_list_says_on_which_pictures(run, tmp_path):
         names.write_text(text)
         with pytest.raises(UserError, match=answer):
             listed(data.val, names)
+    with pytest.raises(UserError, match="cannot tell validation pictures of one name in several folders apart"):
+        listed(replace(data.val, filenames=["a/val_7.JPEG", "b/val_7.JPEG"]), names)
 
 
 def test_the_table_is_in_per_cent():

@@ -232,6 +232,14 @@ def test_an_empty_list_is_answered_by_one_line(run_folder, tmp_path):
     assert_one_line_error(result, "no picture is given")
 
 
+def test_an_output_that_is_one_of_the_pictures_is_refused(tmp_path, monkeypatch):
+    photo = save(tmp_path / "photo.png", np.zeros((64, 64, 3), np.uint8))
+    before = photo.read_bytes()
+    with pytest.raises(SystemExit, match="one of the pictures"):
+        call(monkeypatch, str(photo), "--output", str(photo))
+    assert photo.read_bytes() == before
+
+
 def test_a_figure_that_cannot_be_written_leaves_the_old_one(monkeypatch, run_folder, tmp_path):
     output = tmp_path / "grid.png"
     output.write_text("old")

@@ -27,6 +27,7 @@ def shelf(tmp_path, monkeypatch):
     """An empty folder for what ships."""
     monkeypatch.setattr(pretrained, "ROOT", tmp_path)
     monkeypatch.setattr(pretrained, "PRETRAINED", tmp_path / "pretrained")
+    monkeypatch.setattr(pretrained, "CLASSES", 10)
     return pretrained.PRETRAINED
 
 
@@ -57,13 +58,24 @@ def test_what_ships_gives_nearly_the_same_and_names_no_folder(sample_dir, tmp_pa
 
 def test_what_ships_stays_whole_if_the_new_one_cannot_be_evaluated(sample_dir, tmp_path, shelf):
     run = make_run(tmp_path, sample_dir, model_name="logistic_regression")
-    (run / "metrics.jsonl").touch()
     folder = pretrained.ship(run)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    (run / "metrics.jsonl").write_text("of a better run\n")
+    (run / "metrics.jsonl").write_text('{"split": "end", "step": 1, "seconds": 1}\n')  # of a better run
     with pytest.raises(UserError, match="nowhere does not exist"):
         pretrained.ship(run, str(tmp_path / "nowhere"))
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_only_an_ended_run_of_tiny_imagenet_ships(sample_dir, tmp_path, shelf, monkeypatch):
+    run = make_run(tmp_path, sample_dir, model_name="logistic_regression")
+    monkeypatch.setattr(pretrained, "CLASSES", 200)
+    with pytest.raises(UserError, match="has 10 classes, Tiny ImageNet has 200"):
+        pretrained.ship(run)
+    monkeypatch.setattr(pretrained, "CLASSES", 10)
+    (run / "metrics.jsonl").unlink()
+    with pytest.raises(UserError, match="has not come to its end"):
+        pretrained.ship(run)
+    assert not shelf.exists()
 
 
 def test_weights_beyond_float16_are_named(sample_dir, tmp_path, shelf):
@@ -77,7 +89,6 @@ def test_weights_beyond_float16_are_named(sample_dir, tmp_path, shelf):
 @pytest.mark.parametrize("damage", ["half", "lacking", "other shape", "no zip"])
 def test_damaged_weights_are_one_line(sample_dir, tmp_path, shelf, damage):
     run = make_run(tmp_path, sample_dir, model_name="logistic_regression")
-    (run / "metrics.jsonl").touch()
     path = pretrained.ship(run) / ROUNDED_WEIGHTS
     with np.load(path) as arrays:
         arrays = dict(arrays)

@@ -4,6 +4,7 @@ from startup import UserError
 
 import json
 import shlex
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -56,6 +57,19 @@ def test_a_filed_result_names_no_folder_of_this_machine(run, results, sample_dir
             assert str(place) not in path.read_text(), path
 
 
+def test_the_curves_have_the_result_s_name(run):
+    assert report.draw_curves(report.read_points(run / "metrics.jsonl"), "first").get_suptitle() == "first"
+
+
+def test_a_run_that_goes_on_is_not_filed(run, results, tmp_path):
+    shutil.copytree(run, tmp_path / "half")
+    metrics = tmp_path / "half" / "metrics.jsonl"
+    metrics.write_text("".join(line for line in metrics.open() if '"end"' not in line))
+    with pytest.raises(UserError, match="half has not come to its end; go on"):
+        report.file_result(tmp_path / "half", "first")
+    assert not results.exists()
+
+
 def test_a_result_can_be_filed_again(run, results):
     assert report.file_result(run, "first") == report.file_result(run, "first")
     with pytest.raises(UserError, match="holds no run"):
@@ -95,6 +109,7 @@ def test_the_command_gives_the_settings_back(config):
 
 def test_the_command_is_the_shortest():
     assert report.train_command(BASE) == "python train.py"
+    assert report.train_command(BASE, "jax") == "KERAS_BACKEND=jax python train.py"
     recipe = replace(RECIPES["logistic_regression"], lr=0.5, random_crop=False)
     expected = "python train.py --recipe logistic_regression --lr 0.5 --no-random-crop"
     assert report.train_command(recipe) == expected
@@ -117,8 +132,8 @@ def test_the_table_goes_from_the_least_to_the_most_accurate(results):
     table = report.results_table(results)
     first, second = [line for line in table.splitlines() if line.startswith("| [")]
     numbers = "3.0 / 30.0 % | 12.5 / 35.0 %"
-    assert first == f"| [logistic_regression](results/z_least) | {numbers} | 60 min, 2 cores | `python train.py` |"
-    assert second.startswith("| [vgg_16](results/a_best) | 52.0 / 30.0 % | 12.5 / 35.0 % | ")
+    assert first == f"| [z_least](results/z_least) | {numbers} | 60 min, 2 cores | `python train.py` |"
+    assert second.startswith("| [a_best](results/a_best) | 52.0 / 30.0 % | 12.5 / 35.0 % | ")
     assert second.endswith("`python train.py --seed 1` |")
     assert "On 5,000 validation pictures" in table
     columns = {line.count("|") for line in table.splitlines() if line.startswith("|")}
@@ -167,10 +182,8 @@ def test_a_level_counts_as_reached_by_exactly_its_share():
     assert report.minutes_to(points, 55) is None
 
 
-def test_a_group_is_compared_apart_from_the_main_table(run, results, tmp_path, monkeypatch):
-    readme = tmp_path / "README.md"
+def test_a_group_is_compared_apart_from_the_main_table(run, results, readme, monkeypatch):
     begin, end = report.marks("losses")
-    monkeypatch.setattr(report, "README", readme)
     every = report.BEGIN + report.END + "\n" + report.BOARD_BEGIN + report.BOARD_END + "\n"
     readme.write_text(every + begin + end)
     monkeypatch.setattr("sys.argv", ["report.py", str(run), "--group", "losses", "--name", "svm"])
@@ -185,9 +198,17 @@ def test_a_group_is_compared_apart_from_the_main_table(run, results, tmp_path, m
     assert "[svm](results/losses/svm)" in readme.read_text()
     assert (results / "losses" / "svm" / "curves.png").read_bytes().startswith(PNG)
     readme.write_text(every)  # no marks for it: the page alone
+    with pytest.raises(SystemExit, match=r"results/losses/svm is there; .* --replace"):
+        report.main()
+    monkeypatch.setattr("sys.argv", ["report.py", str(run), "--group", "losses", "--name", "svm", "--replace"])
+    with pytest.raises(SystemExit) as ended:
+        report.main()
+    assert ended.value.code == 0
+    assert readme.read_text() == every
+    monkeypatch.setattr("sys.argv", ["report.py", str(run), "--group", "losses"])
     with pytest.raises(SystemExit):
         report.main()
-    assert readme.read_text() == every
+    assert (results / "losses" / run.name / "result.json").exists()
     monkeypatch.setattr("sys.argv", ["report.py", str(run), "--group", "../losses"])
     with pytest.raises(SystemExit, match="--group is '../losses'"):
         report.main()
@@ -205,31 +226,34 @@ def test_the_machine_s_speed_is_filed_with_the_run(run, results, monkeypatch):
             report.main()
 
 
-def test_only_what_is_between_the_marks_is_written_anew(tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "results_table", lambda: "new\n")
-    readme = tmp_path / "README.md"
+@pytest.fixture
+def readme(tmp_path, monkeypatch):
+    """Another README, not yet written."""
+    monkeypatch.setattr(report, "README", tmp_path / "README.md")
+    return report.README
+
+
+def test_only_what_is_between_the_marks_is_written_anew(readme):
     before, after = "# Título\n\n", "\n## After\n| a | table |\n"
     readme.write_text(f"{before}{report.BEGIN}old\nrows\n{report.END}{after}", encoding="utf-8")
     for _ in range(2):  # the second time changes nothing
-        report.update_readme(readme)
+        report.update_readme("new\n", report.BEGIN, report.END)
         assert readme.read_text(encoding="utf-8") == f"{before}{report.BEGIN}new\n{report.END}{after}"
 
 
 @pytest.mark.parametrize("text", ["", report.BEGIN, report.END])
-def test_a_missing_mark_is_named_and_nothing_written(tmp_path, text):
-    readme = tmp_path / "README.md"
+def test_a_missing_mark_is_named_and_nothing_written(readme, text):
     readme.write_text(text)
     with pytest.raises(UserError, match="README.md lacks the marks"):
-        report.update_readme(readme)
+        report.update_readme("new\n", report.BEGIN, report.END)
     assert readme.read_text() == text
 
 
-def test_marks_in_the_wrong_order_are_refused(tmp_path):
-    readme = tmp_path / "README.md"
+def test_marks_in_the_wrong_order_are_refused(readme):
     text = f"{report.END}\nbetween\n{report.BEGIN}"
     readme.write_text(text)
     with pytest.raises(UserError, match="README.md"):
-        report.update_readme(readme)
+        report.update_readme("new\n", report.BEGIN, report.END)
     assert readme.read_text() == text
 
 

@@ -232,9 +232,11 @@ def test_going_back_takes_the_best_model_back_too(reference, tmp_path, monkeypat
     then = folder / "checkpoints" / name / "best.keras"
     expected = then.read_bytes()
     (folder / "best.keras").write_bytes(b"of a later step")
-    monkeypatch.setattr("train.run_intervals", lambda *_: None)
+    clock = []
+    monkeypatch.setattr("train.run_intervals", lambda steps, *_: clock.append(steps.progress.seconds))
     train(replace(checkpoints.read_config(folder)[0], runs_dir=str(tmp_path)), resume_from=name)
     assert (folder / "best.keras").read_bytes() == expected
+    assert clock == [checkpoints.read_seconds(reference.folder)]  # which does not go back
 
 
 def test_a_refused_checkpoint_costs_neither_later_ones_nor_logs(reference, tmp_path):
@@ -258,6 +260,9 @@ def test_the_same_seed_gives_the_same_model_and_another_one_another(sample_dir, 
     half = replace(config, config_name="halves", num_epochs=2)
     assert train(half) == train(replace(half, num_epochs=4), resume=True)
     assert_same_run(half.run_dir, whole)
+    seconds = checkpoints.read_seconds(whole)
+    assert train(config, resume=True) == whole
+    assert checkpoints.read_seconds(whole) == seconds  # it had ended
     assert final_state(train(replace(config, config_name="other", seed=1))) != final_state(whole)
 
 

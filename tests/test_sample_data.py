@@ -196,6 +196,7 @@ def test_a_draw_that_was_killed_outright_is_not_taken_for_a_set(small_set, tmp_p
     assert subprocess.run([sys.executable, "-c", code]).returncode == 9
     assert not (tmp_path / "set").exists()
     assert contents(draw_sample_set(tmp_path / "set", **SMALL)) == contents(small_set)
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
 def test_the_current_folder_can_be_the_place(tmp_path, monkeypatch):

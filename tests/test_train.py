@@ -93,6 +93,7 @@ def test_a_recipe_is_a_start_of_which_everything_can_be_changed(monkeypatch):
         {"reg": -1.0},
         {"dropout_keep_prob": 0.0},
         {"smoothing": 1.1},
+        {"smoothing": 0.2},  # of a loss that is not smoothed
         {"width": 0.0},
         {"crop_size": 65},
         {"saturation": (2.0, 0.5)},
@@ -155,6 +156,7 @@ def test_each_size_of_pictures_has_an_equal_part_of_the_run(total):
         assert step < until and len(set(sizes[step:until])) == 1
         step = until
     assert step == total
+    assert train.same_size_until(replace(FIXED, picture_sizes=(32, 32, 48)), 0, 30) == 20  # over two parts
     assert train.eval_size(FIXED, total, total) == 56
     assert train.eval_size(FIXED, 1, total) == round(56 * 32 / 48)
     assert train.picture_size(TrainConfig(), 5, 10) == train.eval_size(TrainConfig(), 5, 10) == 56
@@ -255,7 +257,7 @@ def test_first_weights_that_do_not_fit_are_refused(whole, sample_dir, tmp_path):
     with pytest.raises(UserError, match="init_from: .* has no conv1_1/kernel of .* name a run of vgg_16"):
         train.train(replace(config, model_name="vgg_16", width=0.05))
     with pytest.raises(UserError, match="nowhere holds no run"):
-        train.train(replace(config, init_from=str(tmp_path / "nowhere")))
+        train.train(replace(config, init_from=str(tmp_path / "nowhere"), data_dir="missing"))  # before any download
     with pytest.raises(UserError, match="freeze_features .* --init-from RUN"):
         replace(config, init_from="", freeze_features=True)
     assert not list(tmp_path.iterdir())

@@ -103,6 +103,11 @@ def test_integrated_gradients_of_a_linear_model():
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
+def test_a_pixel_s_part_is_the_sum_of_its_colours_parts():
+    parts = np.array([[[[1.0, -1.0, 0.0], [-2.0, -1.0, 1.0]]]])
+    np.testing.assert_array_equal(visualize.size_of_parts(lambda *_: parts)(None, None, None), [[[0.0, 2.0]]])
+
+
 @pytest.mark.parametrize("baseline", [0, 128])
 def test_integrated_gradients_are_complete(baseline):
     model = conv_model()
@@ -110,6 +115,23 @@ def test_integrated_gradients_are_complete(baseline):
     difference = (logits(model, PICTURES) - logits(model, even))[np.arange(3), CLASSES]
     shares = visualize.integrated_gradients(model, PICTURES, CLASSES, steps=300, baseline=baseline)
     np.testing.assert_allclose(shares.sum(axis=(1, 2, 3)), difference, atol=0.01 * np.abs(difference).max())
+
+
+def test_brightness_is_what_the_three_colours_share():
+    tiles = np.zeros((4, 1, 2, 3))
+    tiles[0] = 2.0  # grey
+    tiles[1, 0, 0] = (1.0, -1.0, 0.0)  # colour alone
+    tiles[3, 0, 1] = (3.0, 0.0, 0.0)
+    np.testing.assert_allclose(visualize.brightness_shares(tiles), [1, 0, 1 / 3])  # the third tile is zero
+
+
+def test_a_field_behind_a_layer_that_is_called_twice_is_the_whole_picture():
+    pictures = keras.Input((12, 12, 3), dtype="uint8")
+    relu, x = layers.ReLU(), layers.Rescaling(1 / 128, offset=-1)(pictures)
+    for number in (1, 2, 3):
+        x = relu(layers.Conv2D(2, 3, padding="same", name=f"conv{number}")(x))
+    model = keras.Model(pictures, layers.GlobalAveragePooling2D()(x))
+    assert visualize.receptive_field(model, "conv3") == (12, 12)
 
 
 def test_grad_cam_of_two_colour_detectors():
