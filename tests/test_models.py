@@ -158,12 +158,12 @@ def test_width_is_a_factor_on_the_units_of_every_hidden_layer():
     assert narrow("single_layer_nn", width=0.25).get_layer("fc1").units == 256
 
 
-@pytest.mark.parametrize("name", MODELS)
 def test_no_layer_is_left_without_units():
     model = narrow(width=0.01, hidden_units=(1, 1))
     assert [model.get_layer(f"fc{number}").units for number in (1, 2)] == [1, 1]
 
 
+@pytest.mark.parametrize("name", MODELS)
 def test_first_weights_are_a_function_of_the_seed(name):
     def fc1(seed):
         return values(narrow(name, seed=seed).get_layer("fc1").kernel)
