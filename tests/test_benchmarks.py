@@ -28,6 +28,13 @@ def test_ratios_are_taken_round_by_round_against_the_best_peer(rounds, less_is_b
     assert bench.ratios(FASTER, rounds, less_is_better) == expected
 
 
+def test_without_a_peer_the_figures_are_ours_and_their_median_counts(monkeypatch):
+    figures = {"ours": [3, 1, 2]}
+    assert bench.ratios(OWN, figures, less_is_better=False) == ([3, 1, 2], "")
+    monkeypatch.setattr(bench, "_claims", lambda: [OWN])
+    assert bench.judge({"group": {"unit": "GB", "rounds": figures}})[0]["value"] == 2
+
+
 def test_every_claim_is_about_what_is_measured():
     for claim in bench._claims():
         contenders = bench.GROUPS[claim.group].contenders
