@@ -16,7 +16,7 @@ disk, leaves what was there before.
 from startup import ROOT, UserError, gpu_names, keras
 
 import ast
-import importlib.metadata
+import importlib
 import json
 import os
 import platform
@@ -122,7 +122,8 @@ def describe_run(config: TrainConfig, data: Dataset) -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """Of what computes a step: other versions may round differently."""
     packages = ("keras", "tensorflow", "numpy", *(["jax", "jaxlib"] if keras.backend.backend() == "jax" else []))
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
+    modules = map(importlib.import_module, packages)  # a wheel may have another name: tensorflow-cpu
+    return {"python": platform.python_version()} | {module.__name__: module.__version__ for module in modules}
 
 
 def hardware() -> str:

@@ -180,6 +180,15 @@ class StopRequest:
         print("\nstopping after this step or evaluation, to save; again: at once, without", file=sys.stderr)
 
 
+class EachStep(keras.callbacks.CallbackList):
+    """Hands a step's figures on as they are: Keras's own list reads them, so that a GPU would idle after each step."""
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """After each step."""
+        for callback in self.callbacks:
+            callback.on_train_batch_end(batch, logs)
+
+
 class Steps(keras.callbacks.Callback):
     """What happens after a step, between two evaluations.
 
@@ -205,6 +214,7 @@ class Steps(keras.callbacks.Callback):
         self.last_step = self.total_steps = 0  # of this call of `fit`; of the run
         self.last_point = {}  # of the training curves; before the first, the means so far
         self.distributions: Distributions | None = None
+        self._unread: dict[str, Any] | None = None  # figures of the step before
         self._window_steps, self._window_seconds = 0, 0.0  # since the last point of the curves, without evaluations
 
     def seconds(self) -> float:
@@ -214,6 +224,7 @@ class Steps(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         """Restores the running means, which `fit` has just set back to zero."""
         self.restore_means(self.model)
+        self._unread = None
         self._since = time.perf_counter()
 
     def restore_means(self, model: keras.Model) -> None:
@@ -222,24 +233,38 @@ class Steps(keras.callbacks.Callback):
             for variable, value in zip(model.metrics_variables, self.running_means, strict=True):
                 variable.assign(value)
 
-    def on_train_batch_end(self, batch: int, logs: dict[str, float]) -> None:
-        """`logs`: means since the last point of the curves."""
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any]) -> None:
+        """`logs`: means since the last point of the curves, on the device; to read them waits for the step."""
         self.progress.step += 1
         self._window_steps += 1
-        step, at_end = self.progress.step, self.progress.step == self.last_step
-        self.check_finite(logs["loss"])
-        self.bar.set_postfix_str(f"loss {logs['data_loss']:.3f}, top-1 {logs['top_1']:.1%}", refresh=False)
+        step, at_end, stop = self.progress.step, self.progress.step == self.last_step, self.to_stop()
+        point = step % self.config.summary_interval == 0
+        save = step % self.config.checkpoint_interval == 0 and not self.evaluated_next() and not self.states.busy()
         self.bar.update()
-        if step % self.config.summary_interval == 0:
+        if point or save or at_end or stop:
+            logs, self._unread = self.read(logs, step), None
+        else:  # the device goes on with this step while the one before is looked at
+            self.read(self._unread, step - 1)
+            self._unread = logs
+        if point:
             self.write_point(logs)
         if self.config.histogram_interval and step % self.config.histogram_interval == 0 and self.share.writes:
             self.log.histograms(step, self.distributions(self.model))
         if at_end:
             self.end_interval(logs)
-        if self.to_stop():
+        if stop:
             self.model.stop_training = True
-        elif step % self.config.checkpoint_interval == 0 and not self.evaluated_next() and not self.states.busy():
+        elif save:
             self.save()  # not if the evaluation will save; not if the disk is slower than the steps
+
+    def read(self, logs: dict[str, Any] | None, step: int) -> dict[str, float]:
+        """The figures of a step as numbers, which are shown; raises UserError if its loss is none."""
+        values = {name: float(keras.ops.convert_to_numpy(value)) for name, value in (logs or {}).items()}
+        if values:
+            if not math.isfinite(values["loss"]):
+                raise self.not_finite("the loss", values["loss"], step)
+            self.bar.set_postfix_str(f"loss {values['data_loss']:.3f}, top-1 {values['top_1']:.1%}", refresh=False)
+        return values
 
     def to_stop(self) -> bool:
         """Whether a signal has come; of several hosts, which agree on it every few steps, to any."""
@@ -264,12 +289,7 @@ class Steps(keras.callbacks.Callback):
         """Since the last point of the curves; evaluations do not count."""
         return self._window_steps * self.config.batch_size / self._window_seconds
 
-    def check_finite(self, loss: float) -> None:
-        """Ends the run if the loss is no number any more."""
-        if not math.isfinite(loss):
-            raise self.not_finite("the loss", loss)
-
-    def not_finite(self, what: str, value: float) -> UserError:
+    def not_finite(self, what: str, value: float, step: int) -> UserError:
         """The error that says what is no number any more, what is left, and what to try."""
         self.states.wait()
         saved = checkpoints.find_checkpoint(self.config.run_dir, None)
@@ -281,7 +301,7 @@ class Steps(keras.callbacks.Callback):
             advice += f" or --weight-decay (now {self.config.weight_decay:g})"
         if self.config.precision == "mixed_float16":
             advice += " or --precision mixed_bfloat16"
-        return UserError(f"{what} is {value} at step {self.progress.step:,}; {state}; try {advice}")
+        return UserError(f"{what} is {value} at step {step:,}; {state}; try {advice}")
 
     def write_point(self, logs: dict[str, float]) -> None:
         """Adds a point to the training curves, means over the last `summary_interval` steps, and starts new means."""
@@ -306,7 +326,7 @@ class Steps(keras.callbacks.Callback):
         try:
             self.states.save(self.model, asdict(self.progress))
         except FloatingPointError as error:
-            raise self.not_finite(f"the weight {error}", math.nan) from None
+            raise self.not_finite(f"the weight {error}", math.nan, self.progress.step) from None
 
 
 def figures(logs: dict[str, float]) -> dict[str, float]:
@@ -550,7 +570,7 @@ def run_intervals(steps: Steps, model: keras.Model, data: Dataset, total_steps: 
             model.fit(
                 train_batches(data.train, config, progress.step, size, share),
                 steps_per_epoch=steps.last_step - progress.step,
-                callbacks=[steps],
+                callbacks=EachStep([steps], add_history=True, model=model),  # `fit` returns the history
                 shuffle=False,  # they are shuffled
                 verbose=0,
             )
@@ -594,7 +614,7 @@ def evaluate_and_save(steps: Steps, model: keras.Model, data: Dataset, total_ste
         values = model.evaluate(batches, return_dict=True, verbose=0)
         steps.restore_means(model)  # which are saved
         if not math.isfinite(values["data_loss"]):
-            raise steps.not_finite("the validation loss", values["data_loss"])
+            raise steps.not_finite("the validation loss", values["data_loss"], progress.step)
         if config.schedule != "plateau" or values["top_1"] > progress.best_val_acc:
             steps.states.wait()  # a state that is being saved holds the model before this one
             if steps.share.writes:
