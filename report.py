@@ -184,7 +184,7 @@ def results_table(folder: Path | None = None) -> str:
         remarks = [seen] * (seen != "centre crop")
         remarks += ["last weights"] * (row.get("weights_kept") == "last")
         model = f"[{path.name}](results/{path.name})" + f" ({', '.join(remarks)})" * bool(remarks)
-        time = f"{row['seconds'] / 60:.0f} min, {row['hardware']}"
+        time = f"{_short(row['seconds'] / 60)} min, {row['hardware']}"
         lines.append(f"| {model} | {scores[0]} | {scores[1]} | {time} | `{row['command']}` |")
     lines.append(
         f"\n{_on_pictures(results)} If not said otherwise, the view is the centre crop, and the "
@@ -201,6 +201,10 @@ def minutes_to(points: list[dict], level: float) -> float | None:
     return None if seconds is None else seconds / 60
 
 
+def _short(minutes: float) -> str:
+    return f"{minutes:.0f}" if minutes >= 10 else f"{minutes:.1f}"
+
+
 def board(folder: Path | None = None) -> str:
     """Time to accuracy as a Markdown table, the most accurate last.
 
@@ -212,15 +216,14 @@ def board(folder: Path | None = None) -> str:
         f"|---{'|---' * len(LEVELS)}|---|---|---|",
     ]
     for path, row in _read_results(folder or RESULTS):
-        points = read_points(path / "metrics.jsonl")
-        minutes = [minutes_to(points, level) for level in LEVELS]
+        minutes = [minutes_to(read_points(path / "metrics.jsonl"), level) for level in LEVELS]
         if minutes[0] is None or row.get("weights_kept") != "last":
             continue
-        cells = ["" if value is None else f"{value:.0f}" for value in minutes]
-        end = f"{100 * row['center_top_1']:.1f} % in {row['seconds'] / 60:.0f}"
+        cells = ["" if value is None else _short(value) for value in minutes]
+        end = f"{100 * row['center_top_1']:.1f} % in {_short(row['seconds'] / 60)}"
         versions = "".join(f", {name} {version}" for name, version in row.get("versions", {}).items())
         machine = row["hardware"] + versions
-        speed = f"{row['machine_speed']:.0f} pictures/s" if "machine_speed" in row else ""
+        speed = f"{row['machine_speed']:,.0f} pictures/s" if "machine_speed" in row else ""
         lines.append(f"| [{path.name}](results/{path.name}) | {' | '.join(cells)} | {end} | {machine} | {speed} |")
     return "\n".join(lines) + "\n" if len(lines) > 2 else ""
 
@@ -240,7 +243,7 @@ def comparison(folder: Path) -> str:
     ]
     for path, row in results:
         scores, ten = _percents(row, "center"), _percents(row, "ten_crops")
-        error, time = f"{100 * row['center_ece']:.1f} %", f"{row['seconds'] / 60:.0f} min, {row['hardware']}"
+        error, time = f"{100 * row['center_ece']:.1f} %", f"{_short(row['seconds'] / 60)} min, {row['hardware']}"
         link = f"[{path.name}](results/{folder.name}/{path.name})"
         lines.append(f"| {link} | {scores} | {ten} | {error} | {time} | `{row['command']}` |")
     lines.append(

@@ -116,6 +116,16 @@ def test_a_campaign_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
     assert reported[0] == "report.py runs/losses/resnet_18/softmax_smooth_ce --group losses --name softmax_smooth_ce"
 
 
+def test_of_a_campaign_only_those_that_are_named_are_trained(tmp_path, monkeypatch):
+    monkeypatch.setattr(campaign, "ROOT", tmp_path)
+    called = []
+    monkeypatch.setattr(campaign, "run_script", lambda *words: called.append(words))
+    campaign.run("losses", only=("svm",))
+    assert [words[0] for words in called] == ["train.py", "report.py"]
+    with pytest.raises(UserError, match="--only other: the campaign losses has softmax_ce, "):
+        campaign.run("losses", only=("svm", "other"))
+
+
 def test_a_rehearsal_begins_anew(tmp_path, monkeypatch):
     monkeypatch.setattr(campaign, "ROOT", tmp_path)
     called = []

@@ -164,7 +164,7 @@ def test_the_board_has_the_minutes_to_each_level_of_those_that_came_to_the_first
     write_points(results, "fast", *steps, ("validation", 0.46, 600))
     header, _, row = report.board(results).splitlines()
     assert header.startswith("| minutes to a top-1 of | 30 % | 40 % | 45 % | 50 % |")
-    numbers = "2 | 2 | 10 |  |  |  |  | 46.0 % in 10"
+    numbers = "2.0 | 2.0 | 10 |  |  |  |  | 46.0 % in 10"
     assert row == f"| [fast](results/fast) | {numbers} | 2 cores, keras 3, tensorflow 2 | 57 pictures/s |"
     assert header.count("|") == row.count("|")
 
