@@ -368,9 +368,14 @@ def read_seconds(folder: Path) -> float:
     return _newest_point(folder)[1]
 
 
+def has_ended(folder: Path) -> bool:
+    """Whether a run has come to its end; False, too, if there is none."""
+    return _newest_point(folder)[0] == "end"
+
+
 def check_ended(folder: Path) -> None:
     """Raises UserError for a run that has not come to its end: its weights are not yet what its settings make."""
-    if _newest_point(folder)[0] != "end":
+    if not has_ended(folder):
         raise UserError(f"{folder} has not come to its end; go on with it by train.py --resume")
 
 

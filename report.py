@@ -3,6 +3,7 @@
 A result is a claim with its evidence. `results/<name>/` holds the run's config.json (without folder names) and
 metrics.jsonl, the curves as a picture, and result.json: accuracy, on which pictures, in what time, on which machine, by
 which command. With --group, runs that belong together are filed below results/<group>/, whose README.md compares them.
+Beside every table, curves.png has the validation curves of all its runs.
 """
 
 from startup import ROOT, UserError, command, command_line
@@ -20,11 +21,12 @@ from typing import Annotated
 import tyro
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from checkpoints import check_ended, read_config
 from config import NAME, RECIPES, TrainConfig, differences
 from evaluate import evaluate
-from files import write_atomically
+from files import locked, write_atomically
 from metrics import CALIBRATION_BINS
 
 RESULTS = ROOT / "results"
@@ -35,14 +37,17 @@ LEVELS = (30, 40, 45, 50, 52, 55, 58)  # per cent top-1, of which the board give
 PLACES = ("config_name", "data_dir", "runs_dir")  # settings that say where, not how
 
 
-def file_result(run: Path, name: str, data_dir: str | None = None, machine_speed: float | None = None) -> Path:
+def file_result(
+    run: Path, name: str, data_dir: str | None = None, pictures: Path | None = None, remarks: dict | None = None
+) -> Path:
     """Evaluates the run and writes results/<name>.
 
     Args:
         run: the run's folder.
         name: the result's folder below results/.
         data_dir: the dataset's folder; by default the one that the run was trained on.
-        machine_speed: what `python -m benchmarks.machine_speed` gave beside the run, in pictures/s.
+        pictures: a file that names the validation pictures to evaluate on; None: all.
+        remarks: what is filed as it is: "machine_speed", in pictures/s, and "made_by", a command.
 
     Returns:
         The result's folder.
@@ -52,14 +57,13 @@ def file_result(run: Path, name: str, data_dir: str | None = None, machine_speed
     """
     config, description = read_config(run)
     check_ended(run)
-    row = evaluate(run, data_dir)
+    row = evaluate(run, data_dir, pictures)
     del row["run"]
     evidence = {name: description[name] for name in ("hardware", "backend", "versions") if name in description}
     kept = config.model_file.removesuffix(".keras")
     command = train_command(config, description.get("backend", "tensorflow"))
     evidence = {"command": command, "n": 1, "view": view(config), "weights_kept": kept} | evidence
-    if machine_speed is not None:
-        evidence["machine_speed"] = machine_speed
+    evidence |= remarks or {}
     points = read_points(run / "metrics.jsonl")
     settings = without_places(description)
     folder = RESULTS / name
@@ -112,16 +116,21 @@ def read_points(path: Path) -> list[dict]:
 
 
 def train_command(config: TrainConfig, backend: str = "tensorflow") -> str:
-    """The shortest command that trains with these settings: the nearest recipe, and what differs from it."""
+    """The shortest command that trains with these settings, but for where."""
+    return f"KERAS_BACKEND={backend} " * (backend != "tensorflow") + shlex.join(["python", *train_words(config)])
+
+
+def train_words(config: TrainConfig) -> list[str]:
+    """train.py and the fewest arguments for these settings, but for where: the nearest recipe, and what differs."""
     recipe = min(RECIPES, key=lambda name: len(_changes(config, name)))
-    words = [] if recipe == "default" else ["--recipe", recipe]
+    words = ["train.py"] if recipe == "default" else ["train.py", "--recipe", recipe]
     for name, value in _changes(config, recipe).items():
         flag = name.replace("_", "-")
         if isinstance(value, bool):
             words.append(f"--{flag}" if value else f"--no-{flag}")
         else:
             words += [f"--{flag}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]
-    return f"KERAS_BACKEND={backend} " * (backend != "tensorflow") + shlex.join(["python", "train.py", *words])
+    return words
 
 
 def _changes(config: TrainConfig, recipe: str) -> dict:
@@ -164,33 +173,41 @@ def _percents(row: dict, crops: str) -> str:
     return f"{100 * row[f'{crops}_top_1']:.1f} / {100 * row[f'{crops}_top_5']:.1f} %"
 
 
-def _on_pictures(results: list[tuple[Path, dict]]) -> str:
-    counts = " or ".join(f"{count:,}" for count in sorted({row["pictures"] for _, row in results}))
-    return f"On {counts} validation pictures; one run each."
+def results_table(group: str | None = None) -> str:
+    """The results as a Markdown table, from the least to the most accurate, each beside the command that made it.
 
-
-def results_table(folder: Path | None = None) -> str:
-    """The results as a Markdown table, from the least to the most accurate, each beside the command that made it."""
-    results = _read_results(folder or RESULTS)
+    Args:
+        group: the folder below results/ whose results to compare, also by calibration error; None: results/ itself.
+    """
+    results = _read_results(RESULTS / (group or ""))
     if not results:
         return ""
-    lines = [
-        "| run | top-1 / top-5, one view | 10 crops | training | made by |",
-        "|---|---|---|---|---|",
-    ]
-    for path, row in results:
-        scores = [_percents(row, crops) for crops in ("center", "ten_crops")]
-        seen = row.get("view", "centre crop")
-        remarks = [seen] * (seen != "centre crop")
-        remarks += ["last weights"] * (row.get("weights_kept") == "last")
-        model = f"[{path.name}](results/{path.name})" + f" ({', '.join(remarks)})" * bool(remarks)
+    remarks = [_remark(row) for _, row in results]
+    alike = len(set(remarks)) == 1  # then the text below the table says it once
+    columns = ["run", "top-1 / top-5, one view", "10 crops"] + ["calibration error"] * bool(group)
+    lines = [columns + ["training", "made by"], ["---"] * (len(columns) + 2)]
+    for (path, row), remark in zip(results, remarks, strict=True):
+        link = f"[{path.name}](results/{path.relative_to(RESULTS)})" + f" ({remark})" * bool(remark and not alike)
+        cells = [link, _percents(row, "center"), _percents(row, "ten_crops")]
+        if group:
+            cells.append(f"{100 * row['center_ece']:.1f} %")
         time = f"{_short(row['seconds'] / 60)} min, {row['hardware']}"
-        lines.append(f"| {model} | {scores[0]} | {scores[1]} | {time} | `{row['command']}` |")
-    lines.append(
-        f"\n{_on_pictures(results)} If not said otherwise, the view is the centre crop, and the "
-        "weights are the run's best by the same pictures, which flatters them a little."
-    )
-    return "\n".join(lines) + "\n"
+        lines.append([*cells, time, f"`{row.get('made_by', row['command'])}`"])
+    counts = " or ".join(f"{count:,}" for count in sorted({row["pictures"] for _, row in results}))
+    seen, kept = (results[0][1]["view"], results[0][1]["weights_kept"]) if alike else ("centre crop", "best")
+    text = f"On {counts} validation pictures; one run each. {'The' if alike else 'If not said otherwise, the'} view is "
+    text += f"the {seen}, and the weights are the run's {kept}"
+    text += " by the same pictures, which flatters them a little." if kept == "best" else "."
+    if group:
+        text += f" Calibration error: expected, over {CALIBRATION_BINS} intervals of equal width of the probability of "
+        text += "the likeliest class, by softmax of the logits, which an SVM does not mean as probabilities."
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines) + f"\n{text}\n"
+
+
+def _remark(row: dict) -> str:
+    """What sets a result apart from one by the centre crop with the best weights."""
+    words = [row["view"]] * (row["view"] != "centre crop")
+    return ", ".join(words + ["last weights"] * (row["weights_kept"] == "last"))
 
 
 def minutes_to(points: list[dict], level: float) -> float | None:
@@ -205,7 +222,7 @@ def _short(minutes: float) -> str:
     return f"{minutes:.0f}" if minutes >= 10 else f"{minutes:.1f}"
 
 
-def board(folder: Path | None = None) -> str:
+def board() -> str:
     """Time to accuracy as a Markdown table, the most accurate last.
 
     Of each result by a fixed schedule, whose last weights count, that came to the first of the levels.
@@ -215,9 +232,9 @@ def board(folder: Path | None = None) -> str:
         f"| minutes to a top-1 of | {levels} | at the end | machine | its VGG-16 steps |",
         f"|---{'|---' * len(LEVELS)}|---|---|---|",
     ]
-    for path, row in _read_results(folder or RESULTS):
+    for path, row in _read_results(RESULTS):
         minutes = [minutes_to(read_points(path / "metrics.jsonl"), level) for level in LEVELS]
-        if minutes[0] is None or row.get("weights_kept") != "last":
+        if minutes[0] is None or row["weights_kept"] != "last":
             continue
         cells = ["" if value is None else _short(value) for value in minutes]
         end = f"{100 * row['center_top_1']:.1f} % in {_short(row['seconds'] / 60)}"
@@ -233,43 +250,49 @@ def marks(group: str) -> tuple[str, str]:
     return f"<!-- {group}: written by report.py --group {group} -->\n", f"<!-- end of {group} -->"
 
 
-def comparison(folder: Path) -> str:
-    """The runs of a group as a Markdown table, from the least to the most accurate by the centre crop."""
-    results = _read_results(folder)
-    views = " or ".join(sorted({row["view"] for _, row in results}))
-    lines = [
-        f"| run | top-1 / top-5, {views} | 10 crops | calibration error | training | made by |",
-        "|---|---|---|---|---|---|",
-    ]
-    for path, row in results:
-        scores, ten = _percents(row, "center"), _percents(row, "ten_crops")
-        error, time = f"{100 * row['center_ece']:.1f} %", f"{_short(row['seconds'] / 60)} min, {row['hardware']}"
-        link = f"[{path.name}](results/{folder.name}/{path.name})"
-        lines.append(f"| {link} | {scores} | {ten} | {error} | {time} | `{row['command']}` |")
-    lines.append(
-        f"\n{_on_pictures(results)} Calibration error: expected, over {CALIBRATION_BINS} "
-        "intervals of equal width of the probability of the likeliest class, by softmax of the logits."
-    )
-    if any("--init-from" in row["command"] for _, row in results):
-        lines.append("`--init-from` names the folder of another run of this table, where it lay.")
-    return "\n".join(lines) + "\n"
+def draw_comparison(results: list[tuple[Path, dict]], by_minutes: bool) -> Figure:
+    """The validation accuracy of several results, by the minutes of training or by its epochs."""
+    figure = Figure(figsize=(9, 4.5), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for number, (path, row) in enumerate(reversed(results)):  # the legend begins with the best
+        settings = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        steps = settings["data"]["train"] / settings["config"]["batch_size"]  # an epoch
+        points = [point for point in read_points(path / "metrics.jsonl") if point["split"] == "validation"]
+        when = [point["seconds"] / 60 if by_minutes else point["step"] / steps for point in points]
+        shares, line = [100 * point["top_1"] for point in points], "-" if number < 10 else "--"  # ten colours
+        axes.plot(when, shares, line, marker=".", label=f"{path.name}: {row['hardware'].rpartition(', ')[2]}")
+    axes.set(title="top-1 accuracy on validation pictures, %", xlabel="minutes of training" if by_minutes else "epochs")
+    if by_minutes:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    return figure
 
 
-def file_comparison(group: str) -> None:
-    """Writes results/<group>/README.md and, if it has the marks for it, the main README.
+def file_tables(group: str | None) -> None:
+    """Writes the main README's tables, results/curves.png, and a group's README.md and curves.png anew.
 
     Raises:
-        UserError: nothing is filed in that group.
+        UserError: nothing is filed in that group; the README lacks the marks.
     """
-    folder = RESULTS / group
-    if not any(folder.glob("*/result.json")):
-        raise UserError(f"--group {group}: no result is filed there; name the runs to file")
-    table = comparison(folder)
-    page = f"# {group}\n\n{table.replace(f'(results/{group}/', '(')}"
-    write_atomically(folder / "README.md", lambda path: path.write_text(page, encoding="utf-8"))
-    begin, end = marks(group)
-    if begin in README.read_text(encoding="utf-8"):
-        update_readme(table, begin, end)
+    if group:
+        table = results_table(group)
+        if not table:
+            raise UserError(f"--group {group}: no result is filed there; name the runs to file")
+        page = f"# {group}\n\n{table.replace(f'(results/{group}/', '(')}\n![curves](curves.png)\n"
+        write_atomically(RESULTS / group / "README.md", lambda path: path.write_text(page, encoding="utf-8"))
+        begin, end = marks(group)
+        if begin in README.read_text(encoding="utf-8"):
+            update_readme(table, begin, end)
+    for folder in {RESULTS, RESULTS / (group or "")}:
+        if results := _read_results(folder):
+            write_atomically(folder / "curves.png", draw_comparison(results, by_minutes=folder == RESULTS).savefig)
+    update_readme(results_table(), BEGIN, END)
+    update_readme(board(), BOARD_BEGIN, BOARD_END)
 
 
 def update_readme(table: str, begin: str, end: str) -> None:
@@ -296,6 +319,10 @@ class Arguments:
     """Put the run in the place of the result that has this name."""
     data_dir: str | None = None
     """The dataset's folder; by default the one that the run was trained on."""
+    pictures: Path | None = None
+    """A text file with the names of the validation pictures to evaluate on, one a line; by default all of them."""
+    made_by: str | None = None
+    """The command that the tables are to show, where it is not train.py's own."""
     machine_speed: float | None = None
     """Pictures/s, as `python -m benchmarks.machine_speed` gives them right before or after a run: filed with it."""
 
@@ -319,13 +346,13 @@ def main() -> None:
     for place in places:
         if (RESULTS / place / "result.json").exists() and not arguments.replace:
             raise UserError(f"results/{place} is there; file this run under another --name, or in its place: --replace")
+    remarks = {"machine_speed": arguments.machine_speed, "made_by": arguments.made_by}
+    remarks = {name: value for name, value in remarks.items() if value is not None}
     for run, place in zip(arguments.runs, places, strict=True):
-        print(file_result(run, place, arguments.data_dir, arguments.machine_speed))
-    if arguments.group:
-        file_comparison(arguments.group)
-    tables = results_table(), board()
-    update_readme(tables[0], BEGIN, END)
-    update_readme(tables[1], BOARD_BEGIN, BOARD_END)
+        print(file_result(run, place, arguments.data_dir, arguments.pictures, remarks))
+    RESULTS.mkdir(exist_ok=True)
+    with locked(RESULTS):  # the tables are of all results: another process may be filing too
+        file_tables(arguments.group)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from startup import UserError, keras
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from conftest import ROOT
 
 import train
 from benchmarks import bench, campaign
-from config import BASE, RECIPES
+from config import BASE
 from models import build_model
 
 FASTER = bench.Claim("speed", "group", "ours", ("slow", "quick"), goal=2)
@@ -88,56 +89,101 @@ def test_the_arithmetic_of_vgg_16_is_counted_right():
 
 
 @pytest.mark.parametrize("name", campaign.CAMPAIGNS)
-def test_every_run_of_a_campaign_has_settings_of_its_own(name):
+def test_every_run_of_a_campaign_has_settings_and_a_name_of_its_own(name):
     runs = campaign.CAMPAIGNS[name]
-    configs = [train.parse(words.format(runs="runs/other").split()).config for words in runs.values()]
-    assert len(set(configs)) == len(runs)
-    for words, config in zip(runs.values(), configs, strict=True):
-        assert RECIPES[words.split()[1]].model_name == config.model_name
+    assert len(set(runs.values())) == len({place.rpartition("/")[2] for place in runs}) == len(runs)
+    for config in runs.values():
         if config.loss == "svm" and config.optimizer == "sgd":  # 2017's, whose only penalty is on the last layer
             assert (config.weight_decay, config.reg_last_only, config.reg, config.lr) == (0, True, 1, 0.001)
+        if config.init_from:
+            model, other = config.init_from.split("/")
+            assert [config.model_name for place, config in runs.items() if place.endswith(other)][0] == model
 
 
-def test_a_campaign_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def called(tmp_path, monkeypatch):
+    """The commands of a campaign, as lines, that runs in an empty folder: they end runs and file them at once."""
     monkeypatch.setattr(campaign, "ROOT", tmp_path)
-    called = []
-    monkeypatch.setattr(campaign, "run_script", lambda *words: called.append(" ".join(words)))
-    filed, begun = tmp_path / "results" / "losses" / "softmax_ce", tmp_path / "runs" / "losses" / "resnet_18" / "svm"
-    for folder, file in ((filed, "result.json"), (begun, "config.json")):
-        folder.mkdir(parents=True)
-        (folder / file).touch()
+    lines = []
+
+    def run_script(*words):
+        lines.append(" ".join(words))
+        if words[0] == "train.py":
+            config = train.parse([word for word in words[1:] if word != "--resume"]).config
+            make(tmp_path / config.run_dir, "config.json", f'{{"split": "end", "step": 1, "seconds": {len(lines)}}}\n')
+        else:
+            group, name = (words[words.index(flag) + 1] if flag in words else "" for flag in ("--group", "--name"))
+            curves = (tmp_path / words[1] / "metrics.jsonl").read_text()
+            make(tmp_path / "results" / group / name, "result.json", curves)
+
+    monkeypatch.setattr(campaign, "run_script", run_script)
+    return lines
+
+
+def make(folder, file, curves):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / file).touch()
+    (folder / "metrics.jsonl").write_text(curves)
+
+
+END = '{"split": "end", "step": 1, "seconds": 1}\n'
+
+
+def test_a_campaign_goes_on_where_it_was(tmp_path, called, capsys):
+    make(tmp_path / "runs" / "losses" / "resnet_18" / "softmax_ce", "config.json", END)  # trained and filed
+    make(tmp_path / "results" / "losses" / "softmax_ce", "result.json", END)
+    make(tmp_path / "runs" / "losses" / "resnet_18" / "softmax_smooth_ce", "config.json", END)  # trained
+    make(tmp_path / "runs" / "losses" / "resnet_18" / "svm", "config.json", END.replace("end", "train"))
+    make(tmp_path / "results" / "losses" / "svm_2017", "result.json", END)  # filed, but trained elsewhere
+    campaign.run("losses", data_dir="elsewhere", pictures="list.txt")
+    assert "runs/losses/resnet_18/softmax_ce is trained and filed" in capsys.readouterr().out
+    name = {line: line.partition("-name ")[2].split()[0] for line in called}
+    kinds = [(line.split()[0], name[line], "--resume" in line) for line in called]
+    rest = [(script, run, False) for run in ("svm_2017", "svm_2017_frozen") for script in ("train.py", "report.py")]
+    assert kinds == [
+        ("report.py", "softmax_smooth_ce", False),
+        ("train.py", "svm", True),
+        ("report.py", "svm", False),
+        *rest,
+    ]
+    assert called[0] == (
+        "report.py runs/losses/resnet_18/softmax_smooth_ce --name softmax_smooth_ce --replace --data-dir elsewhere "
+        "--pictures list.txt --group losses --made-by python -m benchmarks.campaign losses --only softmax_smooth_ce"
+    )
+    trained = [line for line in called if line.startswith("train.py")]
+    assert all("--data-dir elsewhere" in line for line in trained)
+    assert "--init-from runs/losses/resnet_18/softmax_ce" in trained[-1]
+    done = len(called)
     campaign.run("losses", data_dir="elsewhere")
-    assert "softmax_ce: filed already" in capsys.readouterr().out
-    trained, reported = called[::2], called[1::2]
-    assert len(trained) == len(reported) == len(campaign.CAMPAIGNS["losses"]) - 1
-    assert [" --resume" in words for words in trained] == [False, True, False, False]
-    assert all("--data-dir elsewhere --runs-dir runs/losses --config-name " in words for words in trained)
-    assert "--init-from runs/losses/resnet_18/softmax_ce --freeze-features" in trained[-1]
-    assert reported[0] == "report.py runs/losses/resnet_18/softmax_smooth_ce --group losses --name softmax_smooth_ce"
+    assert len(called) == done
 
 
-def test_of_a_campaign_only_those_that_are_named_are_trained(tmp_path, monkeypatch):
-    monkeypatch.setattr(campaign, "ROOT", tmp_path)
-    called = []
-    monkeypatch.setattr(campaign, "run_script", lambda *words: called.append(words))
+def test_the_commands_of_a_campaign_train_with_its_settings(called):
+    campaign.run("losses", only=("svm_2017_frozen",))
+    configs = [train.parse(line.split()[1:]).config for line in called if line.startswith("train.py")]
+    places = [{"runs_dir": "runs/losses", "config_name": name} for name in ("softmax_ce", "svm_2017_frozen")]
+    first, second = (campaign.CAMPAIGNS["losses"][f"losses/{place['config_name']}"] for place in places)
+    second = replace(second, init_from="runs/losses/resnet_18/softmax_ce")  # which was not there, so it came first
+    assert configs == [replace(config, **place) for config, place in zip((first, second), places, strict=True)]
+
+
+def test_of_a_campaign_only_those_that_are_named_are_trained(called):
     campaign.run("losses", only=("svm",))
-    assert [words[0] for words in called] == ["train.py", "report.py"]
+    assert [line.split()[0] for line in called] == ["train.py", "report.py"]
     with pytest.raises(UserError, match="--only other: the campaign losses has softmax_ce, "):
         campaign.run("losses", only=("svm", "other"))
 
 
-def test_a_rehearsal_begins_anew(tmp_path, monkeypatch):
-    monkeypatch.setattr(campaign, "ROOT", tmp_path)
-    called = []
-    monkeypatch.setattr(campaign, "run_script", lambda *words: called.append(words))
-    for folder in ("results/rehearsal_losses/svm", "runs/rehearsal_losses/resnet_18/svm", "results/losses/svm"):
-        (tmp_path / folder).mkdir(parents=True)
-        for file in ("result.json", "config.json"):
-            (tmp_path / folder / file).touch()
-    campaign.run("losses", rehearse=True)
-    assert len(called) == 2 * len(campaign.CAMPAIGNS["losses"])
-    assert not any("--resume" in words for words in called)
-    assert [path.name for path in (tmp_path / "results").iterdir()] == ["losses"]
+def test_a_rehearsal_begins_anew(tmp_path, called):
+    make(tmp_path / "runs" / "rehearsal_gpu" / "vgg_16" / "vgg_16", "config.json", END)
+    for place in ("rehearsal_gpu/vgg_16", "vgg_16", "ablations/vgg_16_hue"):
+        make(tmp_path / "results" / place, "result.json", END)
+    campaign.run("gpu", rehearse=True)
+    assert len(called) == 2 * len(campaign.CAMPAIGNS["gpu"])
+    assert not any("--resume" in line or "--made-by" in line for line in called)
+    assert all("--group rehearsal_gpu" in line for line in called if line.startswith("report.py"))
+    for place in ("vgg_16", "ablations/vgg_16_hue"):  # of no rehearsal
+        assert (tmp_path / "results" / place / "metrics.jsonl").read_text() == END
 
 
 def test_the_campaign_for_a_gpu_needs_one():

@@ -85,7 +85,15 @@ def test_the_results_table_is_made_from_the_results():
     assert report.BOARD_BEGIN + report.board() + report.BOARD_END in text
     for folder in {path.parent.parent for path in report.RESULTS.glob("*/*/result.json")}:
         begin, end = report.marks(folder.name)
-        assert begin not in text or begin + report.comparison(folder) + end in text
+        assert begin not in text or begin + report.results_table(folder.name) + end in text
+
+
+def test_the_figures_beside_2017_s_are_those_of_the_results():
+    rows = re.findall(r"\| \[\**([\d.]+) / ([\d.]+) %\**\]\((results/.*?)\) \|\n", (ROOT / "README.md").read_text())
+    assert len(rows) > 5
+    for *figures, folder in rows:
+        row = json.loads((ROOT / folder / "result.json").read_text())
+        assert figures == [f"{100 * row[f'{crops}_top_1']:.1f}" for crops in ("center", "ten_crops")], folder
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "results").rglob("result.json")), ids=lambda path: path.parent.name)

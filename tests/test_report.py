@@ -2,7 +2,9 @@
 
 from startup import UserError
 
+import fcntl
 import json
+import os
 import shlex
 import shutil
 from dataclasses import replace
@@ -121,7 +123,8 @@ def test_the_command_is_the_shortest():
 
 def write_result(results, name, **changes):
     row = {"model": name, "center_top_1": 0.1, "center_top_5": 0.3, "ten_crops_top_1": 0.125, "ten_crops_top_5": 0.35}
-    row |= {"pictures": 5000, "seconds": 90, "hardware": "2 cores", "command": "python train.py"} | changes
+    row |= {"pictures": 5000, "seconds": 90, "hardware": "2 cores", "command": "python train.py", "center_ece": 0.04}
+    row |= {"view": "centre crop", "weights_kept": "best"} | changes
     (results / name).mkdir(parents=True)
     (results / name / "result.json").write_text(json.dumps(row))
 
@@ -129,7 +132,7 @@ def write_result(results, name, **changes):
 def test_the_table_goes_from_the_least_to_the_most_accurate(results):
     write_result(results, "a_best", model="vgg_16", center_top_1=0.52, command="python train.py --seed 1")
     write_result(results, "z_least", model="logistic_regression", center_top_1=0.03, seconds=3600)
-    table = report.results_table(results)
+    table = report.results_table()
     first, second = [line for line in table.splitlines() if line.startswith("| [")]
     numbers = "3.0 / 30.0 % | 12.5 / 35.0 %"
     assert first == f"| [z_least](results/z_least) | {numbers} | 60 min, 2 cores | `python train.py` |"
@@ -138,16 +141,41 @@ def test_the_table_goes_from_the_least_to_the_most_accurate(results):
     assert "On 5,000 validation pictures" in table
     columns = {line.count("|") for line in table.splitlines() if line.startswith("|")}
     assert len(columns) == 1
+    assert "The view is the centre crop, and the weights are the run's best by the same pictures" in table
+
+
+def test_what_sets_results_apart_is_said_beside_them_and_what_they_share_below(results):
+    same = {"view": "whole picture, scaled", "weights_kept": "last"}
+    write_result(results, "one", **same)
+    assert "| [one](results/one) | " in report.results_table()
+    assert "The view is the whole picture, scaled, and the weights are the run's last.\n" in report.results_table()
+    write_result(results, "two", made_by="python -m benchmarks.campaign losses --only two")
+    table = report.results_table()
+    assert "| [one](results/one) (whole picture, scaled, last weights) | " in table
+    assert "| [two](results/two) | " in table
+    assert "| `python -m benchmarks.campaign losses --only two` |" in table
+    assert "If not said otherwise, the view is the centre crop, and the weights are the run's best by the same" in table
+
+
+@pytest.mark.parametrize("by_minutes", [True, False])
+def test_the_curves_of_all_results_are_drawn_by_minutes_or_epochs(results, by_minutes):
+    write_result(results, "first")
+    write_points(results, "first", ("validation", 0.25, 90), ("train", 0.9, 100), ("validation", 0.5, 180))
+    (results / "first" / "config.json").write_text('{"data": {"train": 50}, "config": {"batch_size": 100}}')
+    (axes,) = report.draw_comparison(report._read_results(results), by_minutes).axes
+    (line,) = axes.lines
+    assert line.get_xydata().tolist() == ([[1.5, 25], [3, 50]] if by_minutes else [[2, 25], [2, 50]])
+    assert (line.get_label(), axes.get_xscale()) == ("first: 2 cores", "log" if by_minutes else "linear")
 
 
 def test_all_numbers_of_pictures_are_said(results):
     write_result(results, "one", pictures=10000)
     write_result(results, "two", pictures=500)
-    assert "On 500 or 10,000 validation pictures" in report.results_table(results)
+    assert "On 500 or 10,000 validation pictures" in report.results_table()
 
 
 def test_without_results_there_is_no_table(results):
-    assert report.results_table(results) == ""
+    assert report.results_table() == ""
 
 
 def write_points(results, name, *points):
@@ -162,7 +190,7 @@ def test_the_board_has_the_minutes_to_each_level_of_those_that_came_to_the_first
     write_result(results, "fast", center_top_1=0.46, seconds=630, machine_speed=56.7, weights_kept="last", **machine)
     steps = [("validation", 0.29, 60), ("train", 0.9, 70), ("validation", 0.41, 120), ("validation", 0.3, 300)]
     write_points(results, "fast", *steps, ("validation", 0.46, 600))
-    header, _, row = report.board(results).splitlines()
+    header, _, row = report.board().splitlines()
     assert header.startswith("| minutes to a top-1 of | 30 % | 40 % | 45 % | 50 % |")
     numbers = "2.0 | 2.0 | 10 |  |  |  |  | 46.0 % in 10"
     assert row == f"| [fast](results/fast) | {numbers} | 2 cores, keras 3, tensorflow 2 | 57 pictures/s |"
@@ -170,10 +198,10 @@ def test_the_board_has_the_minutes_to_each_level_of_those_that_came_to_the_first
 
 
 def test_weights_chosen_by_the_validation_pictures_are_not_on_the_board(results):
-    assert report.board(results) == ""
+    assert report.board() == ""
     write_result(results, "best", center_top_1=0.5, weights_kept="best")
     write_points(results, "best", ("validation", 0.5, 60))
-    assert report.board(results) == ""
+    assert report.board() == ""
 
 
 def test_a_level_counts_as_reached_by_exactly_its_share():
@@ -194,9 +222,11 @@ def test_a_group_is_compared_apart_from_the_main_table(run, results, readme, mon
     page = (results / "losses" / "README.md").read_text()
     assert f"[svm](svm) | {100 * row['center_top_1']:.1f} / {100 * row['center_top_5']:.1f} % |" in page
     assert f"| {100 * row['center_ece']:.1f} % |" in page
-    assert readme.read_text() == every + begin + report.comparison(results / "losses") + end
+    assert readme.read_text() == every + begin + report.results_table("losses") + end
     assert "[svm](results/losses/svm)" in readme.read_text()
-    assert (results / "losses" / "svm" / "curves.png").read_bytes().startswith(PNG)
+    for pictures in ("svm/curves.png", "curves.png"):
+        assert (results / "losses" / pictures).read_bytes().startswith(PNG)
+    assert not (results / "curves.png").exists()  # there is no result outside the group
     readme.write_text(every)  # no marks for it: the page alone
     with pytest.raises(SystemExit, match=r"results/losses/svm is there; .* --replace"):
         report.main()
@@ -217,9 +247,28 @@ def test_a_group_is_compared_apart_from_the_main_table(run, results, readme, mon
         report.main()
 
 
-def test_the_machine_s_speed_is_filed_with_the_run(run, results, monkeypatch):
-    folder = report.file_result(run, "first", machine_speed=56.5)
-    assert json.loads((folder / "result.json").read_text())["machine_speed"] == 56.5
+def test_the_tables_are_written_by_one_process_at_a_time(run, results, monkeypatch):
+    def another_one_s_lock(group):
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(os.open(results, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    monkeypatch.setattr(report, "file_tables", another_one_s_lock)
+    monkeypatch.setattr("sys.argv", ["report.py"])
+    with pytest.raises(SystemExit) as ended:
+        report.main()
+    assert ended.value.code == 0
+
+
+def test_remarks_and_the_pictures_are_filed_with_the_run(run, results, monkeypatch, tmp_path):
+    (tmp_path / "pictures.txt").write_text("val_0.JPEG\nval_1.JPEG\n")
+    monkeypatch.setattr(report, "file_tables", lambda group: None)
+    words = ["--machine-speed", "56.5", "--made-by", "make all", "--pictures", str(tmp_path / "pictures.txt")]
+    monkeypatch.setattr("sys.argv", ["report.py", str(run), "--name", "first", *words])
+    with pytest.raises(SystemExit) as ended:
+        report.main()
+    assert ended.value.code == 0
+    row = json.loads((results / "first" / "result.json").read_text())
+    assert (row["machine_speed"], row["made_by"], row["pictures"]) == (56.5, "make all", 2)
     for speed in ("0", "nan", "-1"):
         monkeypatch.setattr("sys.argv", ["report.py", str(run), "--machine-speed", speed])
         with pytest.raises(SystemExit, match="--machine-speed"):
