@@ -26,16 +26,17 @@ CLASSES = 200  # of Tiny ImageNet, which alone the card speaks of
 
 CARD = """# {title}
 
-{model}, {weights:,} weights in float16, for the {classes} classes of Tiny ImageNet. Every command that takes a run
-takes this folder: `python predict.py PICTURE... --run {place}`.
+{model}, {weights:,} weights in float16, {megabytes:.0f} MB, for the {classes} classes of Tiny ImageNet. Every command
+that takes a run takes this folder: `python predict.py PICTURE... --run {place}`.
 
 - **Data**: the {train:,} training pictures of [Tiny ImageNet](http://cs231n.stanford.edu/tiny-imagenet-200.zip),
   64x64 pixels.
-- **Made by**: `{command}`, in {minutes:.0f} minutes on {hardware}; then `python pretrained.py RUN`.
-- **Accuracy**: {center_top_1:.2%} top-1 and {center_top_5:.2%} top-5 by {view}; {ten_crops_top_1:.2%} and
-  {ten_crops_top_5:.2%} by 10 crops; expected calibration error {center_ece:.2%}; on {pictures:,} validation pictures,
-  {role}.
-  Again: `{again}`.
+- **Made by**: `{command}`, once, in {minutes:.0f} minutes on {hardware} ({versions}); then
+  `python pretrained.py RUN{chosen}`, which rounds the weights.
+- **Accuracy** of the rounded weights, in float32: {center_top_1:.2%} top-1 and {center_top_5:.2%} top-5 by {view};
+  {ten_crops_top_1:.2%} and {ten_crops_top_5:.2%} by 10 crops; expected calibration error {center_ece:.2%}; on
+  {pictures:,} validation pictures, {role}.
+  Again: `python evaluate.py {place}{chosen}`.
 - **Licence**: the weights come under this repository's. The pictures that they were learnt from are ImageNet's, whose
   [terms of access](https://www.image-net.org/download.php) are for non-commercial research and education: who uses the
   weights for anything else must judge what follows from that.
@@ -101,7 +102,9 @@ def ship(run: Path, data_dir: str | None = None, pictures: Path | None = None) -
             hardware=description["hardware"],
             role=BY_PLATEAU if config.schedule == "plateau" else BY_SCHEDULE,
             view=f"the {view(config)}",
-            again=f"python evaluate.py {place}" + (f" --pictures {pictures}" if pictures else ""),
+            megabytes=(made / ROUNDED_WEIGHTS).stat().st_size / 1e6,
+            versions=", ".join(f"{name} {version}" for name, version in description["versions"].items()),
+            chosen=f" --pictures {pictures}" if pictures else "",
         )
         (made / "README.md").write_text(card, encoding="utf-8")
         folder.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 from startup import UserError, keras
 
 import json
+import platform
 import re
 import shlex
 from dataclasses import replace
@@ -53,7 +54,8 @@ def test_what_ships_gives_nearly_the_same_and_names_no_folder(sample_dir, tmp_pa
     assert f"{row['center_top_1']:.2%} top-1 and {row['center_top_5']:.2%} top-5" in card
     assert f"expected calibration error {row['center_ece']:.2%}" in card
     assert f"`python evaluate.py pretrained/{model}`" in card
-    assert "in 2 minutes on" in card and "for the 10 classes" in card
+    assert f"float16, {(folder / ROUNDED_WEIGHTS).stat().st_size / 1e6:.0f} MB, for the 10 classes" in card
+    assert "in 2 minutes on" in card and f"(python {platform.python_version()}, keras {keras.__version__}, " in card
 
 
 def test_what_ships_stays_whole_if_the_new_one_cannot_be_evaluated(sample_dir, tmp_path, shelf):
@@ -120,7 +122,10 @@ def test_the_net_that_ships_is_small_and_has_a_card():
     made = replace(train.parse(shlex.split(command)).config, precision=run.config.precision, config_name="default")
     assert made == replace(run.config, config_name="default")
     last = [point for point in report.read_points(SHIPPED / "metrics.jsonl") if point["split"] == "validation"][-1]
-    assert float(re.search(r"([\d.]+)% top-1", card)[1]) == pytest.approx(100 * last["top_1"], abs=0.3)  # rounded since
+    for share, name in (("top_1", "top-1"), ("top_5", "top-5")):
+        assert float(re.search(rf"([\d.]+)% {name}", card)[1]) == pytest.approx(
+            100 * last[share], abs=0.3
+        )  # rounded since
 
 
 def test_without_a_run_the_net_that_ships_is_asked(tmp_path):
