@@ -180,8 +180,8 @@ class StopRequest:
         print("\nstopping after this step or evaluation, to save; again: at once, without", file=sys.stderr)
 
 
-class EachStep(keras.callbacks.CallbackList):
-    """Hands a step's figures on as they are: Keras's own list reads them, so that a GPU would idle after each step."""
+class UnreadLogs(keras.callbacks.CallbackList):
+    """Hands a step's figures on unread: Keras's own list reads them, so that a GPU would idle after each step."""
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """After each step."""
@@ -224,7 +224,6 @@ class Steps(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         """Restores the running means, which `fit` has just set back to zero."""
         self.restore_means(self.model)
-        self._unread = None
         self._since = time.perf_counter()
 
     def restore_means(self, model: keras.Model) -> None:
@@ -238,23 +237,21 @@ class Steps(keras.callbacks.Callback):
         self.progress.step += 1
         self._window_steps += 1
         step, at_end, stop = self.progress.step, self.progress.step == self.last_step, self.to_stop()
-        point = step % self.config.summary_interval == 0
-        save = step % self.config.checkpoint_interval == 0 and not self.evaluated_next() and not self.states.busy()
+        point, save = step % self.config.summary_interval == 0, step % self.config.checkpoint_interval == 0
+        due = point or save or at_end or stop  # for all hosts alike
         self.bar.update()
-        if point or save or at_end or stop:
-            logs, self._unread = self.read(logs, step), None
-        else:  # the device goes on with this step while the one before is looked at
-            self.read(self._unread, step - 1)
-            self._unread = logs
+        self.read(self._unread, step - 1)  # meanwhile the device goes on with this step
+        self._unread = None if due else logs
+        values = self.read(logs, step) if due else {}
         if point:
-            self.write_point(logs)
+            self.write_point(values)
         if self.config.histogram_interval and step % self.config.histogram_interval == 0 and self.share.writes:
             self.log.histograms(step, self.distributions(self.model))
         if at_end:
-            self.end_interval(logs)
+            self.end_interval(values)
         if stop:
             self.model.stop_training = True
-        elif save:
+        elif save and not self.evaluated_next() and not self.states.busy():
             self.save()  # not if the evaluation will save; not if the disk is slower than the steps
 
     def read(self, logs: dict[str, Any] | None, step: int) -> dict[str, float]:
@@ -570,7 +567,7 @@ def run_intervals(steps: Steps, model: keras.Model, data: Dataset, total_steps: 
             model.fit(
                 train_batches(data.train, config, progress.step, size, share),
                 steps_per_epoch=steps.last_step - progress.step,
-                callbacks=EachStep([steps], add_history=True, model=model),  # `fit` returns the history
+                callbacks=UnreadLogs([steps], add_history=True, model=model),  # `fit` returns the history
                 shuffle=False,  # they are shuffled
                 verbose=0,
             )

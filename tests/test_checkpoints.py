@@ -3,6 +3,7 @@
 from startup import UserError, keras
 
 import errno
+import importlib.metadata
 import json
 import resource
 import shutil
@@ -324,6 +325,14 @@ def test_a_run_keeps_its_settings_its_classes_and_its_source(run, config, data):
 def test_a_run_that_exists_is_not_overwritten(run, config, data):
     with pytest.raises(UserError, match="exists; .*--resume.*--config-name"):
         checkpoints.create_run(config, data)
+
+
+def test_versions_are_those_of_the_modules_whatever_their_wheels_are_called(monkeypatch):
+    def no_such_wheel(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", no_such_wheel)
+    assert checkpoints.versions().items() >= {"keras": keras.__version__, "numpy": np.__version__}.items()
 
 
 def test_changed_versions_and_a_changed_model_file_are_refused(run, config, data, monkeypatch):

@@ -4,6 +4,7 @@ from startup import UserError, keras
 
 import ctypes
 import json
+import math
 import re
 import resource
 import shutil
@@ -13,15 +14,18 @@ import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import ROOT, assert_one_line_error, run_script
 from test_resume import best_weights, control, final_state, points
+from tqdm import tqdm
 
 import checkpoints
 from config import TrainConfig
-from train import parse, train
+from distribution import WHOLE
+from train import Progress, Steps, TrainControl, parse, train
 
 OVERFLOW = {"lr": 1e5, "reg": 1e38}  # the first loss is a number; the weights after the first step are none
 
@@ -79,6 +83,20 @@ def test_a_loss_that_is_no_number_is_one_line_of_the_command(config):
     result = run_script("train.py", *flags(config), *settings, cwd=config.data_dir)
     assert_one_line_error(result, "the loss is", "at step", "step_00000001 is kept", "--lr (now 1e+06)")
     assert not (config.run_dir / "best.keras").exists()
+
+
+@pytest.mark.parametrize("checkpoint_interval", [500, 8])
+def test_the_step_whose_loss_is_no_number_is_named_though_it_is_read_a_step_later(config, checkpoint_interval):
+    config = replace(config, checkpoint_interval=checkpoint_interval)
+    states = SimpleNamespace(busy=lambda: False, wait=lambda: None)
+    steps = Steps(
+        config, None, states, Progress(TrainControl(config.lr), step=5), SimpleNamespace(signal=None), 0.0, WHOLE
+    )
+    steps.bar, steps.last_step, steps.total_steps = tqdm(disable=True), 20, 20
+    for batch, loss in enumerate((1.0, math.nan)):
+        steps.on_train_batch_end(batch, {"loss": loss, "data_loss": loss, "top_1": 0.5})
+    with pytest.raises(UserError, match="the loss is nan at step 7; nothing was saved yet"):
+        steps.on_train_batch_end(2, {"loss": math.nan, "data_loss": math.nan, "top_1": 0.5})
 
 
 def test_weights_that_are_no_numbers_are_not_saved(config):

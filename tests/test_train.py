@@ -197,6 +197,28 @@ def tiny_fixed(sample_dir, tmp_path, **settings):
     return replace(config, batch_size=20, num_epochs=2, eval_interval=8, checkpoint_interval=1, **settings)
 
 
+def test_a_step_s_figures_are_read_while_the_next_one_runs_but_where_they_are_needed(sample_dir, tmp_path, monkeypatch):
+    """So that a GPU need not wait: 10 steps of 5, evaluated at 5 and 10, with points of the curves at 4 and 8."""
+    config = TrainConfig("logistic_regression", data_dir=str(sample_dir), runs_dir=str(tmp_path), batch_size=20)
+    config = replace(config, num_epochs=1, eval_interval=5, summary_interval=4)
+    read, after, done, found = train.Steps.read, train.Steps.on_train_batch_end, [], []
+
+    def on_train_batch_end(self, batch, logs):
+        assert not any(isinstance(value, float) for value in logs.values())  # not yet read by Keras
+        done.append(batch)
+        after(self, batch, logs)
+
+    def noted(self, logs, step):
+        found.extend([(len(done), step)] if logs else [])
+        return read(self, logs, step)
+
+    monkeypatch.setattr(train.Steps, "on_train_batch_end", on_train_batch_end)
+    monkeypatch.setattr(train.Steps, "read", noted)
+    train.train(config)
+    assert len(done) == 10
+    assert found == [(2, 1), (3, 2), (4, 3), (4, 4), (5, 5), (7, 6), (8, 7), (8, 8), (10, 9), (10, 10)]
+
+
 def test_a_run_with_a_fixed_schedule_keeps_the_last_weights_and_resumes_exactly(whole, tmp_path, capsys):
     folder = tmp_path / "resnet_18" / "default"
     shutil.copytree(whole, folder)
