@@ -101,7 +101,7 @@ def with_precision(config: TrainConfig, num_classes: int) -> TrainConfig:
     # the layers tell, not the name: a new model needs no entry in a list
     layers = build_model(replace(config, precision="float32"), num_classes).layers if unit else []
     if any(isinstance(layer, keras.layers.Conv2D) for layer in layers):
-        picked, why = "mixed_bfloat16", f"{config.model_name} has convolutions, which run in it on {unit}"
+        picked, why = "mixed_bfloat16", f"{config.model_name} has convolutions, which {unit} computes in bfloat16"
     else:
         picked = "float32"
         why = f"{config.model_name} has no convolutions" if unit else "nothing here is faster in bfloat16"

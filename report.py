@@ -47,7 +47,7 @@ def file_result(
         name: the result's folder below results/.
         data_dir: the dataset's folder; by default the one that the run was trained on.
         pictures: a file that names the validation pictures to evaluate on; None: all.
-        remarks: what is filed as it is: "machine_speed", in pictures/s, and "made_by", a command.
+        remarks: what is filed as it is: "machine_speed", in pictures/s, "made_by", a command, and "remark", a text.
 
     Returns:
         The result's folder.
@@ -191,7 +191,7 @@ def results_table(group: str | None = None) -> str:
         cells = [link, _percents(row, "center"), _percents(row, "ten_crops")]
         if group:
             cells.append(f"{100 * row['center_ece']:.1f} %")
-        time = f"{_short(row['seconds'] / 60)} min, {row['hardware']}"
+        time = f"{_minutes(row['seconds'] / 60)} min, {row['hardware']}" + f", {row.get('remark')}" * ("remark" in row)
         lines.append([*cells, time, f"`{row.get('made_by', row['command'])}`"])
     counts = " or ".join(f"{count:,}" for count in sorted({row["pictures"] for _, row in results}))
     seen, kept = (results[0][1]["view"], results[0][1]["weights_kept"]) if alike else ("centre crop", "best")
@@ -218,8 +218,8 @@ def minutes_to(points: list[dict], level: float) -> float | None:
     return None if seconds is None else seconds / 60
 
 
-def _short(minutes: float) -> str:
-    return f"{minutes:.0f}" if minutes >= 10 else f"{minutes:.1f}"
+def _minutes(minutes: float) -> str:
+    return f"{minutes:.0f}" if minutes >= 9.95 else f"{minutes:.1f}"
 
 
 def board() -> str:
@@ -236,8 +236,8 @@ def board() -> str:
         minutes = [minutes_to(read_points(path / "metrics.jsonl"), level) for level in LEVELS]
         if minutes[0] is None or row["weights_kept"] != "last":
             continue
-        cells = ["" if value is None else _short(value) for value in minutes]
-        end = f"{100 * row['center_top_1']:.1f} % in {_short(row['seconds'] / 60)}"
+        cells = ["" if value is None else _minutes(value) for value in minutes]
+        end = f"{100 * row['center_top_1']:.1f} % in {_minutes(row['seconds'] / 60)}"
         versions = "".join(f", {name} {version}" for name, version in row.get("versions", {}).items())
         machine = row["hardware"] + versions
         speed = f"{row['machine_speed']:,.0f} pictures/s" if "machine_speed" in row else ""
@@ -323,6 +323,8 @@ class Arguments:
     """A text file with the names of the validation pictures to evaluate on, one a line; by default all of them."""
     made_by: str | None = None
     """The command that the tables are to show, where it is not train.py's own."""
+    remark: str | None = None
+    """What the tables are to say beside the minutes of training, for example "beside three other runs"."""
     machine_speed: float | None = None
     """Pictures/s, as `python -m benchmarks.machine_speed` gives them right before or after a run: filed with it."""
 
@@ -346,7 +348,7 @@ def main() -> None:
     for place in places:
         if (RESULTS / place / "result.json").exists() and not arguments.replace:
             raise UserError(f"results/{place} is there; file this run under another --name, or in its place: --replace")
-    remarks = {"machine_speed": arguments.machine_speed, "made_by": arguments.made_by}
+    remarks = {name: getattr(arguments, name) for name in ("machine_speed", "made_by", "remark")}
     remarks = {name: value for name, value in remarks.items() if value is not None}
     for run, place in zip(arguments.runs, places, strict=True):
         print(file_result(run, place, arguments.data_dir, arguments.pictures, remarks))

@@ -149,11 +149,11 @@ def test_what_sets_results_apart_is_said_beside_them_and_what_they_share_below(r
     write_result(results, "one", **same)
     assert "| [one](results/one) | " in report.results_table()
     assert "The view is the whole picture, scaled, and the weights are the run's last.\n" in report.results_table()
-    write_result(results, "two", made_by="python -m benchmarks.campaign losses --only two")
+    write_result(results, "two", made_by="python -m benchmarks.campaign losses --only two", remark="beside others")
     table = report.results_table()
     assert "| [one](results/one) (whole picture, scaled, last weights) | " in table
     assert "| [two](results/two) | " in table
-    assert "| `python -m benchmarks.campaign losses --only two` |" in table
+    assert "| 1.5 min, 2 cores, beside others | `python -m benchmarks.campaign losses --only two` |" in table
     assert "If not said otherwise, the view is the centre crop, and the weights are the run's best by the same" in table
 
 
@@ -206,6 +206,7 @@ def test_weights_chosen_by_the_validation_pictures_are_not_on_the_board(results)
 
 def test_a_level_counts_as_reached_by_exactly_its_share():
     points = [{"split": "validation", "top_1": float(np.float32(0.52)), "seconds": 120}]
+    assert [report._minutes(minutes) for minutes in (9.94, 9.96, 10.4)] == ["9.9", "10", "10"]
     assert report.minutes_to(points, 52) == 2
     assert report.minutes_to(points, 55) is None
 
@@ -262,13 +263,22 @@ def test_the_tables_are_written_by_one_process_at_a_time(run, results, monkeypat
 def test_remarks_and_the_pictures_are_filed_with_the_run(run, results, monkeypatch, tmp_path):
     (tmp_path / "pictures.txt").write_text("val_0.JPEG\nval_1.JPEG\n")
     monkeypatch.setattr(report, "file_tables", lambda group: None)
-    words = ["--machine-speed", "56.5", "--made-by", "make all", "--pictures", str(tmp_path / "pictures.txt")]
+    words = [
+        "--machine-speed",
+        "56.5",
+        "--made-by",
+        "make all",
+        "--remark",
+        "alone",
+        "--pictures",
+        str(tmp_path / "pictures.txt"),
+    ]
     monkeypatch.setattr("sys.argv", ["report.py", str(run), "--name", "first", *words])
     with pytest.raises(SystemExit) as ended:
         report.main()
     assert ended.value.code == 0
     row = json.loads((results / "first" / "result.json").read_text())
-    assert (row["machine_speed"], row["made_by"], row["pictures"]) == (56.5, "make all", 2)
+    assert (row["machine_speed"], row["made_by"], row["remark"], row["pictures"]) == (56.5, "make all", "alone", 2)
     for speed in ("0", "nan", "-1"):
         monkeypatch.setattr("sys.argv", ["report.py", str(run), "--machine-speed", speed])
         with pytest.raises(SystemExit, match="--machine-speed"):
