@@ -134,7 +134,9 @@ def test_averages_are_evaluated_and_the_weights_come_back(optimizer, precision):
 
 
 def test_a_run_by_muon_with_averages_keeps_them_and_resumes_exactly(sample_dir, tmp_path):
-    config = tiny_fixed(sample_dir, tmp_path, optimizer="muon", ema_momentum=0.8, keep_checkpoints=20)
+    config = tiny_fixed(
+        sample_dir, tmp_path, optimizer="muon", ema_momentum=0.8, keep_checkpoints=20, picture_sizes=(32,)
+    )
     folder = train.train(config)
     whole, points_before = final_state(folder), points(folder)
     with np.load(folder / "checkpoints" / "step_00000020" / "arrays.npz") as arrays:
