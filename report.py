@@ -269,7 +269,7 @@ def draw_comparison(results: list[tuple[Path, dict]], by_minutes: bool) -> Figur
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_formatter("")
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    figure.legend(loc="outside right upper", frameon=False)
     return figure
 
 
