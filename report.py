@@ -6,13 +6,12 @@ which command. With --group, runs that belong together are filed below results/<
 Beside every table, curves.png has the validation curves of all its runs.
 """
 
-from startup import ROOT, UserError, command, command_line
+from startup import ROOT, UserError, command, command_line, shell_line
 
 import json
 import math
 import os
 import re
-import shlex
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,7 +116,7 @@ def read_points(path: Path) -> list[dict]:
 
 def train_command(config: TrainConfig, backend: str = "tensorflow") -> str:
     """The shortest command that trains with these settings, but for where."""
-    return f"KERAS_BACKEND={backend} " * (backend != "tensorflow") + shlex.join(["python", *train_words(config)])
+    return shell_line("python", *train_words(config), backend=backend)
 
 
 def train_words(config: TrainConfig) -> list[str]:

@@ -21,17 +21,18 @@ import importlib
 import importlib.util
 import io
 import os
+import shlex
 import signal
 from collections.abc import Callable
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 
 PACKAGES = {"tensorflow", "keras", "numpy", "PIL", "tyro", "pooch", "tqdm", "tensorboard", "matplotlib"}
-BACKENDS = ("tensorflow", "jax")
+BACKENDS = ("tensorflow", "jax")  # of Keras; the first is the default
 JAX = "0.10.2"  # the version that the tests run with
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's errors only; 0 shows all
-os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+os.environ.setdefault("KERAS_BACKEND", BACKENDS[0])
 
 
 class UserError(Exception):
@@ -120,6 +121,12 @@ def command_line(arguments: type, **options):
         if not end.code:  # --help
             raise
         raise UserError(_unboxed(answer.getvalue()) or f"wrong arguments ({end.code})") from None
+
+
+def shell_line(*words: str, backend: str | None = None) -> str:
+    """A command as it is typed: these words, after the setting of Keras's backend (today's if None) if it needs one."""
+    backend = backend or os.environ["KERAS_BACKEND"]
+    return f"KERAS_BACKEND={backend} " * (backend != BACKENDS[0]) + shlex.join(words)
 
 
 def _unboxed(box: str) -> str:

@@ -3,10 +3,9 @@
 The run's folder, `runs/<model_name>/<config_name>/`, then holds the model, the curves and the resumable state.
 """
 
-from startup import START, UserError, command, command_line, interrupted, keras, require_gpu
+from startup import START, UserError, command, command_line, interrupted, keras, require_gpu, shell_line
 
 import math
-import shlex
 import signal
 import sys
 import time
@@ -662,11 +661,10 @@ def stop_if_asked(steps: Steps) -> None:
 
 def resume_command(config: TrainConfig) -> str:
     """The command that goes on with a run, from its newest state, with its own settings."""
-    words = [f"--model-name {config.model_name}", f"--config-name {config.config_name}"]
+    words = ["--model-name", config.model_name, "--config-name", config.config_name]
     if config.runs_dir != BASE.runs_dir:
-        words.append(f"--runs-dir {shlex.quote(config.runs_dir)}")
-    backend = "KERAS_BACKEND=jax " * (keras.backend.backend() == "jax")
-    return f"{backend}python train.py {' '.join(words)} --resume"
+        words += ["--runs-dir", config.runs_dir]
+    return shell_line("python", "train.py", *words, "--resume")
 
 
 # What is printed

@@ -7,7 +7,7 @@ results/benchmarks.json and results/benchmarks.png. Under KERAS_BACKEND=jax, and
 command adds the rows of that backend and that machine.
 """
 
-from startup import ROOT, UserError, command, command_line, gpu_names, keras
+from startup import ROOT, UserError, command, command_line, gpu_names, keras, shell_line
 
 import json
 import os
@@ -411,7 +411,7 @@ def write(results: dict[str, dict]) -> list[dict]:
     results = {name: result | {"date": time.strftime("%Y-%m-%d")} for name, result in results.items()}
     measured = {name: (before | results)[name] for name in GROUPS if name in before | results}
     everything[machine()] = {
-        "command": f"{'KERAS_BACKEND=jax ' if keras.backend.backend() == 'jax' else ''}make bench",
+        "command": shell_line("make", "bench"),
         "versions": versions() | {"torch": metadata.version("torch"), "pillow": metadata.version("pillow")},
         "shares_of_the_ceilings": shares(measured),
         "measured": measured,

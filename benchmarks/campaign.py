@@ -9,11 +9,10 @@ is left alone, and what is not trained to its end yet is resumed. (If train.py w
 changed since, remove that run's folder, and it begins anew.) A rehearsal always begins anew.
 """
 
-from startup import ROOT, UserError, command, command_line, keras, require_gpu
+from startup import ROOT, UserError, command, command_line, require_gpu, shell_line
 
 import filecmp
 import os
-import shlex
 import shutil
 import signal
 import subprocess
@@ -124,7 +123,6 @@ def run(
     wanted = set(only or runs)
     wanted |= {Path(runs[name].init_from).name for name in wanted}
     changes = (REHEARSAL if rehearse else {}) | ({"data_dir": data_dir} if data_dir else {})
-    made_by = "KERAS_BACKEND=jax " * (keras.backend.backend() == "jax") + f"python -m benchmarks.campaign {campaign}"
     for place, config in CAMPAIGNS[campaign].items():
         name = Path(place).name
         if name not in wanted:
@@ -136,7 +134,7 @@ def run(
         if rehearse:
             file(config, f"{group}/{name}", pictures)
         else:
-            file(config, place, pictures, f"{made_by} --only {name}")
+            file(config, place, pictures, shell_line("python", "-m", "benchmarks.campaign", campaign, "--only", name))
 
 
 def train(config: TrainConfig) -> None:
@@ -146,7 +144,7 @@ def train(config: TrainConfig) -> None:
         return
     words = [*train_words(config), "--runs-dir", config.runs_dir, "--config-name", config.config_name]
     words += ["--data-dir", config.data_dir] + ["--resume"] * (folder / "config.json").exists()
-    print(shlex.join(["python", *words]), flush=True)
+    print(shell_line("python", *words), flush=True)
     run_script(*words)
 
 

@@ -5,7 +5,7 @@ from startup import keras
 import numpy as np
 import pytest
 from test_resume import final_state, points
-from test_train import tiny_fixed
+from test_train import shallow, tiny_fixed
 
 import checkpoints
 import train
@@ -133,6 +133,7 @@ def test_averages_are_evaluated_and_the_weights_come_back(optimizer, precision):
     assert not np.allclose(seen[-1], average)
 
 
+@shallow()
 def test_a_run_by_muon_with_averages_keeps_them_and_resumes_exactly(sample_dir, tmp_path):
     config = tiny_fixed(
         sample_dir, tmp_path, optimizer="muon", ema_momentum=0.8, keep_checkpoints=20, picture_sizes=(32,)

@@ -50,15 +50,13 @@ class Place:
         return self.cwd / "runs" / "vgg_16" / "default"
 
     def start(self, *flags, **settings) -> subprocess.Popen:
-        """Starts train.py; JAX keeps what it compiles, for the next start."""
+        """Starts train.py."""
         settings = SETTINGS | {"data_dir": self.data_dir} | settings
         pairs = [(f"--{name.replace('_', '-')}", str(value)) for name, value in settings.items()]
-        cache = {"JAX_COMPILATION_CACHE_DIR": str(self.data_dir.parent / "jax_cache")}
-        cache |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
         return subprocess.Popen(
             [sys.executable, ROOT / "train.py", *(word for pair in pairs for word in pair), *flags],
             cwd=self.cwd,
-            env=environment(self.backend) | cache,
+            env=environment(self.backend),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import fields, replace
 
 import numpy as np
@@ -160,6 +161,20 @@ def test_each_size_of_pictures_has_an_equal_part_of_the_run(total):
     assert train.eval_size(FIXED, total, total) == 56
     assert train.eval_size(FIXED, 1, total) == round(56 * 32 / 48)
     assert train.picture_size(TrainConfig(), 5, 10) == train.eval_size(TrainConfig(), 5, 10) == 56
+
+
+@contextmanager
+def shallow():
+    """ResNet with two of its eight blocks, which is built and compiled the sooner."""
+    with pytest.MonkeyPatch.context() as patches:
+        patches.setattr("resnet_18.STAGES", (64,))
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def a_shallow_net():
+    with shallow():
+        yield
 
 
 @pytest.fixture(scope="module")
