@@ -301,11 +301,11 @@ def test_resuming_a_name_that_is_not_there_is_one_line(config):
 
 
 @pytest.mark.parametrize(
-    ("precision", "model"),  # processors have no float16 of their own: convolutions would take long
-    [("mixed_bfloat16", "vgg_16"), ("mixed_float16", "single_layer_nn")],
+    ("precision", "model", "width"),  # processors have no float16 of their own: convolutions would take long
+    [("mixed_bfloat16", "vgg_16", 0.05), ("mixed_float16", "single_layer_nn", 0.02)],
 )
-def test_a_run_in_half_precision_resumes_exactly(config, precision, model):
-    config = replace(config, model_name=model, width=0.05, precision=precision)
+def test_a_run_in_half_precision_resumes_exactly(config, precision, model, width):
+    config = replace(config, model_name=model, width=width, precision=precision)
     folder = train(config)
     whole = (final_state(folder), control(folder), best_weights(folder))
     assert train(config, resume_from="step_00000010") == folder

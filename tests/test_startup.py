@@ -1,5 +1,8 @@
 """What is wrong with the environment is said in one line, with the command that mends it."""
 
+import startup
+
+import importlib
 import os
 import signal
 import subprocess
@@ -71,3 +74,12 @@ def test_ctrl_c_at_the_start_ends_without_a_traceback(sample_dir, tmp_path, seco
     _, errors = process.communicate(timeout=60)
     assert process.returncode in (-signal.SIGINT, 128 + signal.SIGINT)
     assert "Traceback" not in errors
+
+
+def test_a_hidden_package_seems_not_to_be_installed_for_a_while():
+    sys.modules.pop("wave", None)
+    with startup._hidden("wave", "pytest"):  # the second one is loaded already
+        with pytest.raises(ImportError):
+            importlib.import_module("wave")
+        assert importlib.import_module("pytest") is pytest
+    assert importlib.import_module("wave").open
