@@ -126,7 +126,12 @@ def command_line(arguments: type, **options):
 
 
 def shell_line(*words: str, backend: str | None = None) -> str:
-    """A command as it is typed: these words, after the setting of Keras's backend (today's if None) if it needs one."""
+    """A command as it is typed: these words, after the setting of Keras's backend where it is not the default.
+
+    Args:
+        words: of the command, not quoted.
+        backend: of Keras; this process's if None.
+    """
     backend = backend or os.environ["KERAS_BACKEND"]
     return f"KERAS_BACKEND={backend} " * (backend != BACKENDS[0]) + shlex.join(words)
 
@@ -159,14 +164,14 @@ def quiet_stderr():
 
 @contextmanager
 def _hidden(*packages: str):
-    """Lets packages seem not to be installed, unless they are loaded already."""
+    """Lets packages that are not loaded yet seem not to be installed: to import what is None there fails."""
     hidden = [name for name in packages if name not in sys.modules]
     sys.modules.update(dict.fromkeys(hidden))
     try:
         yield
     finally:
         for name in hidden:
-            del sys.modules[name]
+            sys.modules.pop(name, None)
 
 
 def gpu_names() -> list[str]:
@@ -219,8 +224,9 @@ def require_gpu() -> None:
 def _load_tensorflow():
     """Imports TensorFlow and starts its devices without the dozen notes that it prints on every start.
 
-    Under the JAX backend TensorFlow only reads pictures and writes logs, so the GPU is left to JAX. What TensorFlow
-    and Keras import for plots and conversions that no script of ours makes, a quarter of the time, is left out there.
+    Under the JAX backend TensorFlow only reads pictures and writes logs, so the GPU is left to JAX. In a script
+    of this folder, though not in notebooks, it leaves out what TensorFlow and Keras import only for Keras's galleries
+    of pictures (which do not work there then), checkpoints by Orbax and TensorFlow Lite.
     """
     unused = {"matplotlib", "jax"} - {os.environ["KERAS_BACKEND"]} if IS_SCRIPT else ()
     with quiet_stderr(), _hidden(*unused):

@@ -11,22 +11,20 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# What takes JAX long here is to compile: it does it quickly, and keeps it for the next process. The workers of pytest
-# are given the first process's folder.
-JAX_SETTINGS = {
-    "XLA_FLAGS": "--xla_backend_optimization_level=0",
+QUICK_TO_COMPILE = "--xla_backend_optimization_level=0"  # in XLA_FLAGS: what takes JAX long here is to compile
+
+compiled = tempfile.TemporaryDirectory(prefix="jax-cache-")
+atexit.register(compiled.cleanup)
+JAX_CACHE = {  # for a script that is started several times: JAX keeps all that it compiles
+    "JAX_COMPILATION_CACHE_DIR": compiled.name,
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
 }
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    compiled = tempfile.TemporaryDirectory(prefix="jax-cache-")
-    atexit.register(compiled.cleanup)
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled.name
 
 
 def environment(backend: str) -> dict[str, str]:
     """That of a script under this backend of Keras."""
-    return os.environ | {"KERAS_BACKEND": backend} | (JAX_SETTINGS if backend == "jax" else {})
+    return os.environ | {"KERAS_BACKEND": backend} | ({"XLA_FLAGS": QUICK_TO_COMPILE} if backend == "jax" else {})
 
 
 @pytest.fixture(scope="session")

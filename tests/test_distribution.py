@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import ROOT, environment
+from conftest import JAX_CACHE, ROOT, environment
 from test_input_pipe import batches, split
 
 import checkpoints
@@ -79,9 +79,10 @@ def test_numbers_that_do_not_fit_are_named(coordinator, num_hosts, host_id, answ
         pass
 
 
-def test_hosts_need_a_coordinator_and_jax():
+def test_hosts_need_a_coordinator_and_jax(monkeypatch):
     with pytest.raises(UserError, match="--coordinator HOST:PORT"):
         train.parse(["--num-hosts", "2"])
+    monkeypatch.setattr(distribution.keras.backend, "backend", lambda: "tensorflow")
     with pytest.raises(UserError, match="set KERAS_BACKEND=jax"), distribution.joined("localhost:1", 2, 0):
         pass
 
@@ -170,7 +171,7 @@ def start(cwd: Path, data_dir: Path, *flags, devices: int = 1, **settings) -> su
     settings = {"data_dir": data_dir, "batch_size": 20, "num_epochs": 2, "eval_interval": 8} | settings
     words = [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", *str(value).split())]
     words += ["--summary-interval", "5", "--checkpoint-interval", "2"]
-    env = environment("jax")
+    env = environment("jax") | JAX_CACHE
     env["XLA_FLAGS"] += f" --xla_force_host_platform_device_count={devices}"
     command = [sys.executable, ROOT / "train.py", *words, *map(str, flags)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}

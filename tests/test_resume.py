@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, environment
+from conftest import JAX_CACHE, ROOT, environment
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
 
@@ -56,7 +56,7 @@ class Place:
         return subprocess.Popen(
             [sys.executable, ROOT / "train.py", *(word for pair in pairs for word in pair), *flags],
             cwd=self.cwd,
-            env=environment(self.backend),
+            env=environment(self.backend) | JAX_CACHE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

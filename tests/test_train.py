@@ -167,9 +167,9 @@ def test_each_size_of_pictures_has_an_equal_part_of_the_run(total):
 
 @contextmanager
 def shallow():
-    """ResNet with two of its eight blocks, which is built and compiled the sooner."""
+    """ResNet with four of its eight blocks, which is built and compiled the sooner; one of them has a short cut."""
     with pytest.MonkeyPatch.context() as patches:
-        patches.setattr("resnet_18.STAGES", (64,))
+        patches.setattr("resnet_18.STAGES", (64, 128))
         yield
 
 
