@@ -188,21 +188,22 @@ def whole(sample_dir, tmp_path_factory):
         return train.train(config)
 
 
-@pytest.mark.parametrize("step", [7, 8, 13, 20])
-def test_a_stop_at_any_step_loses_nothing(whole, sample_dir, tmp_path, monkeypatch, step):
-    """Within an interval, at its last step, at a change of size, at the last step of all."""
+@pytest.mark.parametrize("steps", [(7, 13), (8, 20)], ids=str)
+def test_stops_at_any_steps_lose_nothing(whole, sample_dir, tmp_path, monkeypatch, steps):
+    """Within an interval and at a change of size; at an interval's last step and at the last of all."""
     stopped = tiny_fixed(sample_dir, tmp_path, summary_interval=5, keep_checkpoints=20)
 
     def stop(self, batch, logs, on_step=train.Steps.on_train_batch_end):
-        if self.progress.step + 1 == step:
+        if self.progress.step + 1 in steps:
             self.stop_request.signal = signal.SIGTERM
         on_step(self, batch, logs)
 
     with monkeypatch.context() as patches:
         patches.setattr(train.Steps, "on_train_batch_end", stop)
-        with pytest.raises(SystemExit):
-            train.train(stopped)
-    assert checkpoints.checkpoints(stopped.run_dir)[-1].name == f"step_{step:08d}"
+        for step in steps:
+            with pytest.raises(SystemExit):
+                train.train(stopped, resume=step != steps[0])
+            assert checkpoints.checkpoints(stopped.run_dir)[-1].name == f"step_{step:08d}"
     train.train(stopped, resume=True)
     assert final_state(stopped.run_dir) == final_state(whole)
     assert points(stopped.run_dir) == points(whole)
@@ -251,7 +252,7 @@ def test_a_run_with_a_fixed_schedule_keeps_the_last_weights_and_resumes_exactly(
     with np.load(folder / "checkpoints" / "step_00000020" / "arrays.npz") as arrays:
         kernel = next(arrays[name] for name in arrays if name.endswith(" fc/kernel"))
     np.testing.assert_array_equal(model.get_layer("fc").kernel, kernel)
-    for step in (18, 14, 7):  # within the last size, as it begins, and between two parts of the first
+    for step in (18, 14):  # within the last size, and as it begins
         train.train(config, resume_from=f"step_{step:08d}")
         assert "last validation top-1" in capsys.readouterr().out
         assert final_state(folder) == state_before
