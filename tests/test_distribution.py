@@ -246,8 +246,13 @@ def wait_for_step(folder: Path, step: int, hosts: list[subprocess.Popen]) -> Non
 
 @pytest.mark.slow
 def test_two_hosts_stopped_then_one_lost_then_one_alone_train_as_one(sample_dir, tmp_path):
-    settings = {"model_name": "single_layer_nn", "width": 0.1, "num_epochs": 20, "schedule": "one_cycle"}
-    settings |= {"eval_interval": 60}
+    settings = {
+        "model_name": "single_layer_nn",
+        "width": 0.1,
+        "num_epochs": 20,
+        "eval_interval": 60,
+        "schedule": "one_cycle",
+    }
     for name in ("alone", "hosts"):
         (tmp_path / name).mkdir()
     ended(start(tmp_path / "alone", sample_dir, **settings))

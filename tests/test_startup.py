@@ -10,7 +10,7 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT, assert_one_line_error, environment, run_script
+from conftest import ROOT, assert_one_line_error, run_script
 
 BEGIN = "import sys; sys.path.insert(0, {root!r}); {prepare}; import startup"
 
@@ -77,14 +77,12 @@ def test_ctrl_c_at_the_start_ends_without_a_traceback(sample_dir, tmp_path, seco
 
 
 def test_a_script_starts_without_what_it_does_not_use():
-    code = (
-        "import atexit, runpy, sys; sys.path.insert(0, sys.argv[1]); sys.argv = [sys.argv[1] + '/train.py', '--help']\n"
-        "atexit.register(lambda: print([name for name in ('matplotlib.pyplot', 'jax') if name in sys.modules]))\n"
+    prepare = (
+        f"import atexit, runpy; sys.argv = [{str(ROOT / 'train.py')!r}, '--help']; "
+        "atexit.register(lambda: print([name for name in ('matplotlib.pyplot', 'jax') if name in sys.modules])); "
         "runpy.run_path(sys.argv[0], run_name='__main__')"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", code, ROOT], capture_output=True, text=True, env=environment("tensorflow")
-    )
+    result = start(prepare, KERAS_BACKEND="tensorflow")
     assert result.returncode == 0, result.stderr
     assert "--batch-size" in result.stdout
     assert result.stdout.endswith("[]\n")
