@@ -1,15 +1,15 @@
-# `make demo` shows the whole path on a drawn sample set; `make test` checks everything; `make train` is the real thing.
-# All of it stays inside this folder. The first call of each installs packages into .venv, and `make train` downloads the
-# pictures; after that no network is needed.
+# `make demo` runs everything on a small generated dataset, `make test` checks everything, and `make train` trains VGG-16
+# on Tiny ImageNet. Nothing is written outside this folder. The first run of each target installs packages into .venv, and
+# `make train` downloads the dataset; after that, no network is needed.
 
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := --recipe demo --config-name demo
 
-.PHONY: demo test test-resume bench train notebooks venv clean
+.PHONY: demo test test-fast test-resume bench train notebooks venv clean
 
 demo: .venv/installed
-	$(BIN)/python sample_data.py sample-data
+	$(BIN)/python -m tools.sample_data sample-data
 	rm -rf runs/logistic_regression/demo runs/single_layer_nn/demo runs/vgg_16/demo
 	$(BIN)/python train.py $(DEMO) --model-name logistic_regression
 	$(BIN)/python train.py $(DEMO) --model-name single_layer_nn
@@ -21,7 +21,12 @@ demo: .venv/installed
 test: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+test-fast: .venv/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-resume: .venv/installed-test
 	PYTHONPATH=.:tests $(BIN)/python tests/kill_at_random.py

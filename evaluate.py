@@ -1,67 +1,69 @@
-"""How good the models are that runs kept, over all of validation: `python evaluate.py RUN...`.
+"""Evaluates trained models on all validation images: `python evaluate.py RUN...`.
 
-Top-1 and top-5 accuracy by the centre crop and by 10 crops, and the expected calibration error of the centre crop.
+Top-1 and top-5 accuracy, single-crop and 10-crop, and the expected calibration error, single-crop.
 """
 
-from startup import UserError, command, command_line, keras
+import tiny_imagenet  # noqa: F401  first: it checks the environment and loads TensorFlow quietly
 
+# isort: split
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
+import keras
 import numpy as np
 import tyro
 from keras import ops
 from tqdm import tqdm
 
-from checkpoints import Run, load_run, read_seconds
-from config import TrainConfig
-from dataset import Dataset, Split, open_dataset
-from files import shown
 from input_pipe import CENTER, as_tensor, ten_crops
 from metrics import expected_calibration_error, top_k_accuracy
+from tiny_imagenet.cli import command
+from tiny_imagenet.config import TrainConfig
+from tiny_imagenet.dataset import Dataset, Split, open_dataset
+from tiny_imagenet.errors import UserError, printable
+from tiny_imagenet.model_io import Run, load_run
+from tiny_imagenet.run_dir import read_config, read_seconds
 
-BATCH_SIZE = 100  # pictures; ten times as many crops
+BATCH_SIZE = 100  # images; ten times as many crops
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Shares of the validation pictures, 0 to 1; and the expected calibration error, 0 to 1, by the centre crop."""
+    """Accuracies and the expected calibration error (single-crop), all 0 to 1."""
 
-    center_top_1: float
-    center_top_5: float
-    ten_crops_top_1: float
-    ten_crops_top_5: float
-    center_ece: float
+    single_crop_top_1: float
+    single_crop_top_5: float
+    ten_crop_top_1: float
+    ten_crop_top_5: float
+    calibration_error: float
 
 
-def scores(model: keras.Model, split: Split, config: TrainConfig) -> Scores:
-    """Evaluates on every picture of the split, each counted once.
+def compute_scores(model: keras.Model, split: Split, config: TrainConfig) -> Scores:
+    """Evaluates a model on every image of a split, each counted once.
 
     Args:
         model: from (B, S, S, 3) uint8 to logits (B, C).
-        split: pictures (N, 64, 64, 3) uint8 and labels (N,) int32.
-        config: of the model's run; says how pictures become crops.
-
-    Returns:
-        The accuracies, and how far the probabilities are from them.
+        split: images (N, 64, 64, 3) uint8 and labels (N,) int32.
+        config: of the model's run; it decides how images are cropped or scaled.
     """
-    pictures, hits, confidences = as_tensor(split.images), [], []
+    images, hits, confidences = as_tensor(split.images), [], []
     for start in tqdm(range(0, len(split.labels), BATCH_SIZE), desc="evaluating", leave=False, disable=None):
-        batch, labels = pictures[start : start + BATCH_SIZE], split.labels[start : start + BATCH_SIZE]
+        batch, labels = images[start : start + BATCH_SIZE], split.labels[start : start + BATCH_SIZE]
         crops = log_probabilities(model, ten_crops(batch, config))  # (10, B, C)
         both = crops[CENTER], crops.sum(axis=0)
         four = ops.stack([top_k_accuracy(labels, log_p, k) for log_p in both for k in (1, 5)])
         hits.append(ops.convert_to_numpy(four).astype(int))  # (4, B)
         confidences.append(np.exp(crops[CENTER].max(axis=-1)))  # (B,)
     hits, confidences = np.concatenate(hits, axis=1), np.concatenate(confidences)
-    shares = (int(total) / len(split.labels) for total in hits.sum(axis=1))
-    return Scores(*shares, expected_calibration_error(confidences, hits[0]))
+    accuracies = (int(total) / len(split.labels) for total in hits.sum(axis=1))
+    return Scores(*accuracies, expected_calibration_error(confidences, hits[0]))
 
 
 def log_probabilities(model: keras.Model, crops) -> np.ndarray:
-    """Log-probabilities of the classes.
+    """The log-probabilities of the classes for each crop.
 
     Args:
         model: from (B, S, S, 3) uint8 to logits (B, C).
@@ -80,86 +82,98 @@ def check_same_classes(run: Run, data: Dataset) -> None:
     """Raises UserError if the run's labels are not the dataset's."""
     if run.class_ids != data.class_ids:
         raise UserError(
-            f"{run.folder} was trained on other classes ({len(run.class_ids)}) than {data.root} has "
-            f"({len(data.class_ids)}); give the dataset of its training by --data-dir"
+            f"{run.folder} was trained on {len(run.class_ids)} classes, but {data.root} has {len(data.class_ids)} "
+            "others; name the dataset of its training with --data-dir"
         )
 
 
-def listed(split: Split, names: Path) -> Split:
-    """The pictures of a split that a text file names.
+def find_runs(data: Dataset, runs_dir: str | Path) -> Iterator[Run]:
+    """Opens, one by one, the runs in RUNS_DIR/MODEL_NAME/CONFIG_NAME that were trained on exactly this dataset.
 
-    Args:
-        split: of a dataset.
-        names: the file; a picture's file name a line, without folders.
+    Runs that cannot be opened are skipped with a message.
+    """
+    for path in sorted(Path(runs_dir).glob("*/*/config.json")):
+        try:
+            if read_config(path.parent)[1]["data"].get("fingerprint") == data.fingerprint:
+                yield load_run(path.parent)
+        except UserError as error:
+            print(f"skipped: {error}")
+
+
+def select_images(split: Split, list_file: Path) -> Split:
+    """The images of a split whose names are listed in a text file, one per line, without folders.
 
     Raises:
-        UserError: the file names none, or one that the split does not have; or names do not tell pictures apart.
+        UserError: the file is empty, or lists a name that the split does not have or that is not unique in it.
     """
-    place_of_name = {filename.rpartition("/")[2]: place for place, filename in enumerate(split.filenames)}
-    if len(place_of_name) < len(split.filenames):
-        raise UserError(f"{shown(names)} cannot tell validation pictures of one name in several folders apart")
-    wanted = sorted({line.strip() for line in names.read_text(encoding="utf-8", errors="replace").splitlines()} - {""})
-    if not wanted:
-        raise UserError(f"{shown(names)} is empty; it must name pictures, one a line")
-    if unknown := [name for name in wanted if name not in place_of_name]:
-        raise UserError(f"{shown(names)}: the dataset has no validation picture {shown(unknown[0])}; take it out")
-    places = sorted(place_of_name[name] for name in wanted)
-    filenames = [split.filenames[place] for place in places]
-    return replace(split, images=split.images[places], labels=split.labels[places], filenames=filenames)
+    index = {filename.rpartition("/")[2]: i for i, filename in enumerate(split.filenames)}
+    if len(index) < len(split.filenames):
+        raise UserError(f"{printable(list_file)}: several validation images have the same name in different folders")
+    lines = list_file.read_text(encoding="utf-8", errors="replace").splitlines()
+    names = sorted({line.strip() for line in lines} - {""})
+    if not names:
+        raise UserError(f"{printable(list_file)} is empty; list the names of images, one per line")
+    if unknown := [name for name in names if name not in index]:
+        raise UserError(f"{printable(list_file)}: there is no validation image {printable(unknown[0])}; remove it")
+    chosen = sorted(index[name] for name in names)
+    filenames = [split.filenames[i] for i in chosen]
+    return replace(split, images=split.images[chosen], labels=split.labels[chosen], filenames=filenames)
 
 
-def evaluate(folder: Path, data_dir: str | None, pictures: Path | None = None) -> dict:
-    """The row of one run: its name, its number of weights, its scores and its training time in seconds.
+def evaluate(folder: Path, data_dir: str | None = None, images: Path | None = None) -> dict:
+    """Evaluates one run.
 
     Args:
         folder: the run's folder.
-        data_dir: the dataset's folder; None: the one that the run was trained on.
-        pictures: a file that names the validation pictures to evaluate on; None: all.
+        data_dir: the dataset's folder; None: that of the run's training.
+        images: a text file that lists the validation images to use; None: all.
+
+    Returns:
+        run, model, parameters, the fields of `Scores`, images (how many) and seconds (of training).
     """
     run = load_run(folder)
     data = open_dataset(data_dir or run.config.data_dir, skip_bad_images=run.config.skip_bad_images)
     check_same_classes(run, data)
-    split = listed(data.val, pictures) if pictures else data.val
-    row = {"run": str(folder), "model": run.config.model_name, "weights": run.model.count_params()}
-    row |= asdict(scores(run.model, split, run.config))
-    return row | {"pictures": len(split.labels), "seconds": read_seconds(folder)}
+    split = select_images(data.val, images) if images else data.val
+    row = {"run": str(folder), "model": run.config.model_name, "parameters": run.model.count_params()}
+    row |= asdict(compute_scores(run.model, split, run.config))
+    return row | {"images": len(split.labels), "seconds": read_seconds(folder)}
 
 
-def table(rows: list[dict]) -> str:
-    """The rows for people: per cent (ECE: expected calibration error), and seconds of training."""
-    lines = [f"{'':<32}{'':>12}  {'centre crop':>23}  {'10 crops':>15}{'':>10}"]
-    heads = (("top-1", 9), ("top-5", 8), ("ECE", 8), ("top-1", 9), ("top-5", 8), ("seconds", 10))
-    lines.append(f"{'model':<32}{'weights':>12}" + "".join(f"{head:>{width}}" for head, width in heads))
+def format_table(rows: list[dict]) -> str:
+    """Formats rows of `evaluate` as a table, with accuracies and calibration errors (ECE) in %."""
+    columns = {"single_crop_top_1": "top-1", "single_crop_top_5": "top-5", "calibration_error": "ECE"}
+    columns |= {"ten_crop_top_1": "top-1", "ten_crop_top_5": "top-5"}
+    lines = [f"{'in %':<44}{'single-crop':>27}{'10-crop':>18}"]
+    lines.append(f"{'run':<32}{'parameters':>12}{''.join(f'{head:>9}' for head in columns.values())}{'seconds':>10}")
     for row in rows:
-        names = ("center_top_1", "center_top_5", "center_ece", "ten_crops_top_1", "ten_crops_top_5")
-        cells = [f"{100 * row[name]:.2f}" for name in names] + [f"{row['seconds']:,.0f}"]
-        line = "".join(f"{cell:>{width}}" for cell, (_, width) in zip(cells, heads, strict=True))
-        lines.append(f"{row['run'].removeprefix('runs/'):<32}{row['weights']:>12,}{line}")
+        name, cells = row["run"].removeprefix("runs/"), "".join(f"{100 * row[column]:>9.2f}" for column in columns)
+        lines.append(f"{name:<32}{row['parameters']:>12,}{cells}{row['seconds']:>10,.0f}")
     return "\n".join(lines)
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Evaluates runs on every validation picture, or on those that a file names."""
+    """Evaluates runs on all validation images, or on those that a file lists."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """The runs' folders, for example runs/vgg_16/default."""
     data_dir: str | None = None
-    """The dataset's folder; by default the one that the run was trained on."""
-    pictures: Path | None = None
-    """A text file with the names of the validation pictures to evaluate on, one a line; by default all of them."""
+    """The dataset's folder. None: that of the run's training."""
+    images: Path | None = None
+    """A text file with the names of the validation images to use, one per line. None: all."""
     json: bool = False
-    """Print JSON, a line a run, with shares from 0 to 1, instead of a table in per cent."""
+    """Print one line of JSON per run, with accuracies from 0 to 1, instead of a table in %."""
 
 
 @command
 def main() -> None:
     """Runs the command."""
-    arguments = command_line(Arguments)
+    arguments = tyro.cli(Arguments)
     if not arguments.runs:
-        raise UserError("which run? For example: python evaluate.py runs/vgg_16/default")
-    rows = [evaluate(folder, arguments.data_dir, arguments.pictures) for folder in arguments.runs]
-    print("\n".join(json.dumps(row) for row in rows) if arguments.json else table(rows))
+        raise UserError("no run given; for example: python evaluate.py runs/vgg_16/default")
+    rows = [evaluate(folder, arguments.data_dir, arguments.images) for folder in arguments.runs]
+    print("\n".join(json.dumps(row) for row in rows) if arguments.json else format_table(rows))
 
 
 if __name__ == "__main__":

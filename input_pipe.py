@@ -1,363 +1,213 @@
-"""Packed pictures to batches; `python input_pipe.py --data-dir D` checks and packs a dataset and says what it found.
+"""Packed images to batches. `python input_pipe.py --data-dir D` checks and packs a dataset and prints what it found.
 
-A batch is a pure function of (seed, step): the order of the pictures, the crops and the colours are all drawn from
-stateless generators. So a resumed run sees exactly the batches that it would have seen, and nothing about the
-pipeline has to be saved.
+A batch is a pure function of (seed, step): the order of the images, the crops and the colors are all drawn from
+stateless generators. So a resumed run sees exactly the batches that it would have seen, and no state has to be saved.
 """
 
-if __name__ == "__main__":
-    from dataset import main
+import tiny_imagenet  # noqa: F401  first: it checks the environment and loads TensorFlow quietly
 
-    main()  # ends the program: the command answers at once, without TensorFlow, which takes seconds to load
-
-from startup import tf
+# isort: split
 
 import numpy as np
+import tensorflow as tf
+import tyro
 
-from config import PICTURE_SIZE, TrainConfig
-from dataset import Split, build_label_dicts, load_filenames_labels, open_dataset
-from distribution import WHOLE, Share
-from packing import CORES, as_written
+from tiny_imagenet.cli import command
+from tiny_imagenet.config import IMAGE_SIZE, TrainConfig
+from tiny_imagenet.dataset import Split, build_label_dicts, describe, load_filenames_labels, open_dataset
+from tiny_imagenet.image_ops import gather_pixels, resize, resize_weights, resized_crop, scale_saturation, shift_hue
+from tiny_imagenet.packing import CORES, without_tuning
 
 __all__ = ["build_label_dicts", "eval_batches", "load_filenames_labels", "open_dataset", "ten_crops", "train_batches"]
 
-EVAL_BATCH_SIZE = 250  # pictures a step; evaluation's result does not depend on it
+EVAL_BATCH_SIZE = 250  # images per step; the result of an evaluation does not depend on it
 FOREVER = np.iinfo(np.int64).max
-as_it_is = tf.autograph.experimental.do_not_convert  # nothing here branches on a tensor: AutoGraph's 0.2 s are spared
-CENTER = 4  # of `ten_crops`
-TEN_CROPS_SIDE = 60  # pixels, of the four corners, where pictures are scaled: nearly as much as the whole ones are
-TO_UINT8 = 255.5  # 0..1 to 0..255 as tf.image does it: times 255.5, cut off
+CENTER = 4  # index in `ten_crops`
+TEN_CROPS_SIDE = 60  # pixels: the side of the four corners if images are scaled
+no_autograph = tf.autograph.experimental.do_not_convert  # nothing here branches on a tensor: saves 0.2 s
+Shard = tuple[int, int]  # (process_index, process_count): which of the equal parts of each batch to make
 
 
 # Batches
 
 
 def train_batches(
-    split: Split, config: TrainConfig, start_step: int = 0, size: int | None = None, share: Share = WHOLE
+    split: Split, config: TrainConfig, start_step: int = 0, size: int | None = None, shard: Shard = (0, 1)
 ) -> tf.data.Dataset:
-    """The endless training batches from step `start_step` on.
+    """The endless training batches.
 
     Args:
-        split: the training pictures, (N, 64, 64, 3) uint8, and labels, (N,) int32.
+        split: the training images.
         config: `seed`, `batch_size`, `crop_size` and the augmentations are used.
         start_step: number of steps already done.
         size: S, in pixels; None: crop_size.
-        share: which part of each batch is made; by default all of it.
+        shard: (process_index, process_count): which part of each batch to make.
 
     Returns:
-        A dataset of (pictures (B, S, S, 3) uint8, labels (B,) int32), B = batch_size / share.hosts.
+        A dataset of (images (B, S, S, 3) uint8, labels (B,) int32), B = batch_size / process_count.
     """
-    pictures, labels = as_tensor(split.images), tf.constant(split.labels)
+    images, labels = as_tensor(split.images), tf.constant(split.labels)
 
-    @as_it_is
-    def batch(step, indices):
-        indices = own(indices, share)
-        return train_preprocessing(tf.gather(pictures, indices), config, step, size, share), tf.gather(labels, indices)
+    @no_autograph
+    def make_batch(step, indices):
+        indices = tf.split(indices, shard[1])[shard[0]]
+        return train_preprocessing(tf.gather(images, indices), config, step, size, shard), tf.gather(labels, indices)
 
     steps = tf.data.Dataset.range(start_step, FOREVER)
     indices = shuffled_indices(len(split.labels), config.batch_size, config.seed, start_step)
-    batches = tf.data.Dataset.zip(steps, indices).map(batch, CORES, deterministic=True).prefetch(8)
-    return as_written(batches)
+    batches = tf.data.Dataset.zip(steps, indices).map(make_batch, CORES, deterministic=True)
+    return without_tuning(batches.prefetch(8))
 
 
-def own(values: tf.Tensor, share: Share, axis: int = 0) -> tf.Tensor:
-    """A host's part of what is drawn for a whole batch, along `axis`."""
-    return tf.split(values, share.hosts, axis)[share.host]
+def shuffled_indices(num_images: int, batch_size: int, seed: int, start_step: int) -> tf.data.Dataset:
+    """Batches (B,) int64 of image indices: one shuffle after another; a batch may span two of them."""
+    first_epoch, done = divmod(start_step * batch_size, num_images)
 
-
-def shuffled_indices(num_pictures: int, batch_size: int, seed: int, start_step: int) -> tf.data.Dataset:
-    """Batches (B,) int64 of picture numbers: one shuffle after another, joined; a batch may span two of them."""
-    first_epoch, done = divmod(start_step * batch_size, num_pictures)
-
-    @as_it_is
+    @no_autograph
     def shuffle(epoch):
-        order = tf.random.experimental.stateless_shuffle(tf.range(num_pictures, dtype=tf.int64), seed=[seed, epoch])
+        order = tf.random.experimental.stateless_shuffle(tf.range(num_images, dtype=tf.int64), seed=[seed, epoch])
         first = tf.where(epoch == first_epoch, done, 0)
-        return tf.gather(order, tf.range(first, num_pictures))  # a copy; `rebatch` logs an error for each slice
+        return tf.gather(order, tf.range(first, num_images))  # a copy; `rebatch` logs an error for each slice
 
     epochs = tf.data.Dataset.range(first_epoch, FOREVER).map(shuffle).prefetch(1)
     return epochs.rebatch(batch_size, drop_remainder=True)
 
 
 def eval_batches(
-    split: Split, config: TrainConfig, size: int | None = None, batch_size: int = EVAL_BATCH_SIZE
+    split: Split,
+    config: TrainConfig,
+    size: int | None = None,
+    batch_size: int = EVAL_BATCH_SIZE,
+    num_devices: int = 1,
+    shard: Shard = (0, 1),
 ) -> tf.data.Dataset:
-    """Every picture once, in order, by `eval_preprocessing`; the last batch may be smaller.
+    """Every image once, in order, with `eval_preprocessing`; the last batch may be smaller.
 
     Args:
-        split: pictures (N, 64, 64, 3) uint8 and labels (N,) int32.
-        config: `crop_size` and `resized_crop` are used.
+        split: the images.
+        config: `crop_size` and `random_resized_crop` are used.
         size: S, in pixels; None: crop_size.
-        batch_size: pictures a batch.
+        batch_size: images per batch, over all processes; rounded up to a multiple of `num_devices`.
+        num_devices: over all processes; if there are several, the last batch is filled up with images of weight 0.
+        shard: (process_index, process_count): which part of each batch to make.
 
     Returns:
-        A dataset of (pictures (B, S, S, 3) uint8, labels (B,) int32).
+        A dataset of (images (B, S, S, 3) uint8, labels (B,) int32) and, for several devices, weights (B,) float32.
     """
-    pictures, labels = as_tensor(split.images), tf.constant(split.labels)
+    images, labels, num_images = as_tensor(split.images), tf.constant(split.labels), len(split.labels)
+    batch_size = -(-batch_size // num_devices) * num_devices
+    end = -(-num_images // batch_size) * batch_size if num_devices > 1 else num_images
 
-    @as_it_is
-    def batch(indices):
-        return eval_preprocessing(tf.gather(pictures, indices), config, size), tf.gather(labels, indices)
+    @no_autograph
+    def make_batch(positions):
+        indices = tf.minimum(positions, num_images - 1)
+        batch = eval_preprocessing(tf.gather(images, indices), config, size), tf.gather(labels, indices)
+        return (*batch, tf.cast(positions < num_images, tf.float32)) if num_devices > 1 else batch
 
-    indices = tf.data.Dataset.range(len(split.labels)).batch(batch_size)
-    return as_written(indices.map(batch, CORES, deterministic=True).prefetch(2))
-
-
-def eval_shares(split: Split, config: TrainConfig, share: Share, size: int | None = None) -> tf.data.Dataset:
-    """`eval_batches` for several devices: this host's share of each batch, with weights.
-
-    The devices divide each batch: the last one is filled up with pictures of weight 0.
-
-    Args:
-        split, config, size: as for `eval_batches`.
-        share: this host's.
-
-    Returns:
-        A dataset of (pictures (B, S, S, 3) uint8, labels (B,) int32, weights (B,) float32: 1 or 0).
-    """
-    pictures, labels, num_pictures = as_tensor(split.images), tf.constant(split.labels), len(split.labels)
-    per_host = -(-EVAL_BATCH_SIZE // share.devices) * share.devices // share.hosts
-    num_batches = -(-num_pictures // (per_host * share.hosts))
-
-    @as_it_is
-    def batch(places):
-        indices = tf.minimum(places, num_pictures - 1)
-        crops = eval_preprocessing(tf.gather(pictures, indices), config, size)
-        return crops, tf.gather(labels, indices), tf.cast(places < num_pictures, tf.float32)
-
-    parts = tf.data.Dataset.range(num_batches * per_host * share.hosts).batch(per_host)
-    return as_written(parts.shard(share.hosts, share.host).map(batch, CORES, deterministic=True).prefetch(2))
+    parts = tf.data.Dataset.range(end).batch(batch_size // shard[1]).shard(shard[1], shard[0])
+    return without_tuning(parts.map(make_batch, CORES, deterministic=True).prefetch(2))
 
 
 def as_tensor(images: np.ndarray) -> tf.Tensor:
-    """A tensor over the same memory: the mapped pages of the packed file, shared, not a copy of 1.2 GB.
+    """A tensor over the same memory: the mapped pages of the packed file, not a copy of 1.2 GB.
 
-    TensorFlow aborts on memory that does not begin at a multiple of 64 bytes, as a mapped file does; that is copied.
+    TensorFlow aborts unless memory is aligned to 64 bytes, as that of a mapped file is; other memory is copied.
     """
     if images.ctypes.data % 64:
         return tf.constant(images)
     return tf.experimental.dlpack.from_dlpack(images.__dlpack__())
 
 
-# Preprocessing: one function for training, one for evaluation
+# Preprocessing: one function for training, one for evaluation; (B, 64, 64, 3) uint8 to (B, S, S, 3) uint8
 
 
 def train_preprocessing(
-    pictures: tf.Tensor, config: TrainConfig, step: tf.Tensor, size: int | None = None, share: Share = WHOLE
+    images: tf.Tensor, config: TrainConfig, step: tf.Tensor, size: int | None = None, shard: Shard = (0, 1)
 ) -> tf.Tensor:
-    """Random crop, flip, hue and saturation, each picture by itself, as `config` says; a function of (seed, step).
-
-    The crop comes first because it leaves fewer pixels to the others.
+    """Random crop, flip, hue and saturation, drawn for each image from (seed, step).
 
     Args:
-        pictures: (B, 64, 64, 3) uint8.
-        config: `seed`, `crop_size`, `resized_crop`, `random_crop`, `random_flip`, `hue` and `saturation` are used.
+        images: (B, 64, 64, 3) uint8.
+        config: `seed`, `crop_size` and the augmentations are used.
         step: the step's number, a scalar integer.
         size: S, in pixels; None: crop_size.
-        share: which part of the batch the pictures are; by default all of it.
-
-    Returns:
-        (B, S, S, 3) uint8.
+        shard: (process_index, process_count): which part of the batch the images are.
     """
-    # the key of the shuffles is [seed, epoch]: one's complement keeps this one apart from it
+    # the key of the shuffles is [seed, epoch]; one's complement makes this one different
     seeds = tf.random.split(tf.stack([tf.cast(~config.seed, tf.int64), tf.cast(step, tf.int64)]), 3)
-    pictures = (crop_resize_and_flip if config.resizes else crop_and_flip)(pictures, config, seeds[0], size, share)
+    size = size or config.crop_size  # cropped first, which leaves fewer pixels to the colors
+    if config.scales_images:
+        images = random_resized_crop(images, config, size, draw_uniform(seeds[0], images, shard, 4))
+    else:
+        images = random_crop(images, config, size, draw_uniform(seeds[0], images, shard, 3))
     if config.hue > 0:
-        pictures = shift_hue(pictures, uniform(seeds[1], pictures, share, -config.hue, config.hue))
+        turns = draw_uniform(seeds[1], images, shard, 1, -config.hue, config.hue)
+        images = shift_hue(images, turns[0, ..., None, None])
     if tuple(config.saturation) != (1.0, 1.0):
-        pictures = scale_saturation(pictures, uniform(seeds[2], pictures, share, *config.saturation))
-    return pictures
+        factors = draw_uniform(seeds[2], images, shard, 1, *config.saturation)
+        images = scale_saturation(images, factors[0, ..., None, None])
+    return images
 
 
-def eval_preprocessing(pictures: tf.Tensor, config: TrainConfig, size: int | None = None) -> tf.Tensor:
-    """The central square or, for nets that were trained on scaled pictures, the whole picture, scaled.
-
-    Args:
-        pictures: (B, 64, 64, 3) uint8.
-        config: `crop_size` and `resized_crop` are used.
-        size: S, in pixels; None: crop_size.
-
-    Returns:
-        (B, S, S, 3) uint8.
-    """
-    size = size or config.crop_size
-    if config.resizes:
-        return squares(pictures, 0, 0, PICTURE_SIZE, size)
-    first = (PICTURE_SIZE - size) // 2
-    return pictures[:, first : first + size, first : first + size]
+def draw_uniform(seed, images: tf.Tensor, shard: Shard, count: int, low: float = 0, high: float = 1) -> tf.Tensor:
+    """`count` random numbers for each image, uniform in low..high: (count, B, 1) float32."""
+    whole_batch = tf.random.stateless_uniform([count, tf.shape(images)[0] * shard[1], 1], seed, low, high)
+    return tf.split(whole_batch, shard[1], axis=1)[shard[0]]
 
 
-def ten_crops(pictures: tf.Tensor, config: TrainConfig) -> tf.Tensor:
-    """Four corners and the centre, each also mirrored.
-
-    Their side is S. For nets that were trained on scaled pictures it is `TEN_CROPS_SIDE`, scaled to S, and the centre
-    is the whole picture, as in `eval_preprocessing`.
-
-    Args:
-        pictures: (B, 64, 64, 3) uint8.
-        config: `crop_size` and `resized_crop` are used.
-
-    Returns:
-        (10, B, S, S, 3) uint8, S = crop_size: top left, top right, bottom left, bottom right, centre, then the five
-        mirrored.
-    """
-    size = config.crop_size
-    side = TEN_CROPS_SIDE if config.resizes else size
-    end = PICTURE_SIZE - side
-    corners = [squares(pictures, top, left, side, size) for top in (0, end) for left in (0, end)]
-    five = tf.stack([*corners, eval_preprocessing(pictures, config)])  # (5, B, S, S, 3)
-    return tf.concat([five, tf.reverse(five, axis=[3])], axis=0)
-
-
-def squares(pictures: tf.Tensor, top: int, left: int, side: int, size: int) -> tf.Tensor:
-    """The square at one place of each picture, scaled to `size`: (B, 64, 64, 3) to (B, S, S, 3) uint8."""
-    if side == size:
-        return pictures[:, top : top + side, left : left + side]
-    ones = tf.ones([tf.shape(pictures)[0], 1])
-    rows, columns = (scaling(place * ones, side * ones, size) for place in (float(top), float(left)))
-    return scale(pictures, rows, columns)
-
-
-# Augmentations: each is compiled by XLA, which fuses its many small steps (crop and colours together ran slower)
-
-compiled = tf.function(jit_compile=True)
-
-
-def uniform(seed: tf.Tensor, pictures: tf.Tensor, share: Share, low: float, high: float) -> tf.Tensor:
-    """One number a picture, (B, 1, 1, 1) float32, evenly from low..high: drawn for the whole batch."""
-    return own(tf.random.stateless_uniform([tf.shape(pictures)[0] * share.hosts, 1, 1, 1], seed, low, high), share)
-
-
-def crop_and_flip(
-    pictures: tf.Tensor, config: TrainConfig, seed: tf.Tensor, size: int | None = None, share: Share = WHOLE
-) -> tf.Tensor:
-    """A square at a random place, mirrored or not: each picture's rows, then its columns, are picked by number.
-
-    Args:
-        pictures: (B, 64, 64, 3) uint8.
-        config: `crop_size`, `random_crop` and `random_flip` are used.
-        seed: (2,) int64.
-        size: S, in pixels; None: crop_size.
-        share: as for `train_preprocessing`.
-
-    Returns:
-        (B, S, S, 3) uint8.
-    """
-    batch_size, size = tf.shape(pictures)[0], size or config.crop_size
-    spare = PICTURE_SIZE - size
-    draws = own(tf.random.stateless_uniform([3, batch_size * share.hosts, 1], seed), share, 1)  # top, left, flip
-    first = (
-        tf.cast(draws[:2] * (spare + 1), tf.int32) if config.random_crop else tf.fill([2, batch_size, 1], spare // 2)
-    )
+def random_crop(images: tf.Tensor, config: TrainConfig, size: int, draws: tf.Tensor) -> tf.Tensor:
+    """A square of each image, at a random position and flipped at random. `draws`: (3, B, 1), uniform in 0..1."""
+    spare = IMAGE_SIZE - size
+    first = tf.cast(draws[:2] * (spare + 1), tf.int32)
+    if not config.random_crop:
+        first = tf.fill(tf.shape(first), spare // 2)
     rows, columns = tf.unstack(first + tf.range(size))  # (B, S) each
     if config.random_flip:
         columns = tf.where(draws[2] < 0.5, columns, columns[:, ::-1])
-    return pick(pictures, rows, columns)
+    return gather_pixels(images, rows, columns)
 
 
-@compiled
-def pick(pictures: tf.Tensor, rows: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
-    """Of each picture in (B, 64, 64, 3) the pixels in these rows (B, S) and columns (B, S): (B, S, S, 3)."""
-    return tf.gather(tf.gather(pictures, rows, batch_dims=1), columns, batch_dims=1, axis=2)
-
-
-def crop_resize_and_flip(
-    pictures: tf.Tensor, config: TrainConfig, seed: tf.Tensor, size: int | None = None, share: Share = WHOLE
-) -> tf.Tensor:
-    """A square of random side at a random place, mirrored or not, scaled to one size.
-
-    Args:
-        pictures: (B, 64, 64, 3) uint8.
-        config: `crop_size`, `resized_crop`, `random_crop` and `random_flip` are used.
-        seed: (2,) int64.
-        size: S, in pixels; None: crop_size.
-        share: as for `train_preprocessing`.
-
-    Returns:
-        (B, S, S, 3) uint8.
-    """
-    size, (low, high) = size or config.crop_size, config.resized_crop
-    whole = tf.shape(pictures)[0] * share.hosts
-    draws = own(tf.random.stateless_uniform([4, whole, 1], seed), share, 1)  # side, top, left, flip
+def random_resized_crop(images: tf.Tensor, config: TrainConfig, size: int, draws: tf.Tensor) -> tf.Tensor:
+    """A square of each image, of random side, scaled, and otherwise as in `random_crop`. `draws`: (4, B, 1)."""
+    low, high = config.random_resized_crop
     side = tf.floor(low + draws[0] * (high + 1 - low))
-    places = draws[1:3] if config.random_crop else tf.fill(tf.shape(draws[1:3]), 0.5)
-    top, left = tf.unstack(tf.floor(places * (PICTURE_SIZE - side + 1)))
-    rows, columns = scaling(top, side, size), scaling(left, side, size)
+    positions = draws[1:3] if config.random_crop else tf.fill(tf.shape(draws[1:3]), 0.5)
+    top, left = tf.unstack(tf.floor(positions * (IMAGE_SIZE - side + 1)))
+    rows, columns = resize_weights(top, side, size), resize_weights(left, side, size)
     if config.random_flip:
         columns = tf.where(draws[3, :, :, None] < 0.5, columns, columns[:, ::-1])
-    return scale(pictures, rows, columns)
+    return resize(images, rows, columns)
 
 
-@as_it_is
-def scaling(first: tf.Tensor, side: tf.Tensor, size: int) -> tf.Tensor:
-    """How much each of 64 pixels weighs in each of `size`, along one axis: bilinear, averaging where it makes smaller.
-
-    The same as `tf.image.resize(..., antialias=True)` of the pixels from `first` on, `side` of them.
-
-    Args:
-        first, side: (B, 1) float32, whole numbers.
-        size: S.
-
-    Returns:
-        (B, S, 64) float32; each row's sum is 1.
-    """
-    factor = (side / size)[:, None]  # (B, 1, 1)
-    middles = first[:, None] + (tf.range(size, dtype=tf.float32)[:, None] + 0.5) * factor  # (B, S, 1)
-    pixels = tf.range(PICTURE_SIZE, dtype=tf.float32)  # (64,)
-    weights = tf.nn.relu(1 - tf.abs(pixels + 0.5 - middles) / tf.maximum(factor, 1))  # (B, S, 64)
-    inside = (pixels >= first[:, None]) & (pixels < (first + side)[:, None])  # (B, 1, 64)
-    weights *= tf.cast(inside, tf.float32)
-    return weights / tf.reduce_sum(weights, axis=-1, keepdims=True)
+def eval_preprocessing(images: tf.Tensor, config: TrainConfig, size: int | None = None) -> tf.Tensor:
+    """The central square or, for a model trained on scaled images, the whole image, scaled. `size` None: crop_size."""
+    size = size or config.crop_size
+    if config.scales_images:
+        return resized_crop(images, 0, 0, IMAGE_SIZE, size)
+    first = (IMAGE_SIZE - size) // 2
+    return images[:, first : first + size, first : first + size]
 
 
-@compiled
-def scale(pictures: tf.Tensor, rows: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
-    """Two matrix products a picture.
+def ten_crops(images: tf.Tensor, config: TrainConfig) -> tf.Tensor:
+    """Four corners and the center, and all five mirrored.
 
-    Args:
-        pictures: (B, 64, 64, 3) uint8.
-        rows, columns: (B, S, 64) float32, as `scaling` gives them.
+    For a model trained on scaled images, corners of `TEN_CROPS_SIDE` are scaled, and the center is the whole image.
 
     Returns:
-        (B, S, S, 3) uint8.
+        (10, B, S, S, 3) uint8, S = crop_size: top left, top right, bottom left, bottom right, center, then mirrored.
     """
-    scaled = tf.einsum("bsh,bhwc->bswc", rows, tf.cast(pictures, tf.float32))
-    scaled = tf.einsum("btw,bswc->bstc", columns, scaled)
-    return tf.cast(scaled + 0.5, tf.uint8)
+    side = TEN_CROPS_SIDE if config.scales_images else config.crop_size
+    end = IMAGE_SIZE - side
+    corners = [resized_crop(images, top, left, side, config.crop_size) for top in (0, end) for left in (0, end)]
+    five = tf.stack([*corners, eval_preprocessing(images, config)])  # (5, B, S, S, 3)
+    return tf.concat([five, tf.reverse(five, axis=[3])], axis=0)
 
 
-@compiled
-def scale_saturation(pictures: tf.Tensor, factors: tf.Tensor) -> tf.Tensor:
-    """Multiplies the HSV saturation, at most to 1: as `tf.image.adjust_saturation`, with a factor for each picture.
-
-    Value and hue stay, so every channel c moves on the line to the largest one, v: with saturation (v - min) / v,
-    c becomes v - (v - c) * min(factor, v / (v - min)). That spares the way to HSV and back.
-
-    Args:
-        pictures: (B, S, S, 3) uint8.
-        factors: (B, 1, 1, 1) float32.
-
-    Returns:
-        (B, S, S, 3) uint8.
-    """
-    levels = tf.cast(pictures, tf.float32)
-    value = tf.reduce_max(levels, axis=-1, keepdims=True)
-    spread = value - tf.reduce_min(levels, axis=-1, keepdims=True)
-    factors = tf.minimum(factors, value / tf.maximum(spread, 1e-3))  # grey: spread 0, all channels equal value
-    return tf.cast((value - (value - levels) * factors) * (TO_UINT8 / 255), tf.uint8)
+@command
+def main() -> None:
+    """Runs the command; its arguments are those of `open_dataset`."""
+    print(describe(tyro.cli(open_dataset)))
 
 
-@compiled
-def shift_hue(pictures: tf.Tensor, turns: tf.Tensor) -> tf.Tensor:
-    """Turns the colour wheel: as `tf.image.adjust_hue`, with an angle for each picture.
-
-    Args:
-        pictures: (B, S, S, 3) uint8.
-        turns: (B, 1, 1, 1) float32, in full turns.
-
-    Returns:
-        (B, S, S, 3) uint8.
-    """
-    hue, saturation, value = tf.split(tf.image.rgb_to_hsv(tf.cast(pictures, tf.float32) / 255), 3, axis=-1)
-    rgb = tf.image.hsv_to_rgb(tf.concat([tf.math.floormod(hue + turns, 1.0), saturation, value], axis=-1))
-    return tf.cast(rgb * TO_UINT8, tf.uint8)
+if __name__ == "__main__":
+    main()

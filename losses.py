@@ -1,12 +1,10 @@
-"""The losses, by name: of class ids (B,) int and logits (B, C) float, one value a picture, (B,) float32."""
+"""The losses: of class ids (B,) int and logits (B, C) float, one value per image, (B,) float32."""
 
 from collections.abc import Callable
 from functools import partial
 
 import keras
 from keras import ops
-
-Loss = Callable[[keras.KerasTensor, keras.KerasTensor], keras.KerasTensor]
 
 
 def softmax_ce_loss(labels, logits):
@@ -23,12 +21,12 @@ def softmax_ce_loss(labels, logits):
 
 
 def softmax_smooth_ce_loss(labels, logits, smoothing: float = 0.1):
-    """Softmax cross-entropy against smoothed targets (Szegedy et al., https://arxiv.org/abs/1512.00567).
+    """Softmax cross-entropy with label smoothing (Szegedy et al., https://arxiv.org/abs/1512.00567).
 
     Args:
         labels: (B,) int, class ids.
         logits: (B, C) float.
-        smoothing: share of the target that is spread evenly over all C classes, 0 to 1.
+        smoothing: the share of the target that is spread evenly over all C classes, 0 to 1.
 
     Returns:
         (B,) float32.
@@ -41,8 +39,8 @@ def softmax_smooth_ce_loss(labels, logits, smoothing: float = 0.1):
 def svm_loss(labels, logits):
     """One-vs-all hinge, as in 2017: mean over classes of max(0, 1 + w * logit), w = -C for the true class, else +1.
 
-    So the true class's logit need only reach 1 / C, and is pulled there C times as hard as each other one is pushed
-    below -1. (It is none of the multi-class hinges that compare logits, as Crammer and Singer's does.)
+    The true class's logit only has to reach 1 / C, but its gradient is C times as large as that of each other class,
+    whose logit is pushed below -1. (Unlike in Crammer and Singer's hinge, no two logits are compared.)
 
     Args:
         labels: (B,) int, class ids.
@@ -57,10 +55,7 @@ def svm_loss(labels, logits):
     return ops.mean(ops.relu(1.0 + weights * logits), axis=-1)
 
 
-def loss_by_name(name: str, smoothing: float) -> Loss:
+def loss_by_name(name: str, smoothing: float) -> Callable:
     """The loss that `TrainConfig.loss` names: softmax_ce, softmax_smooth_ce (with this smoothing) or svm."""
-    return {
-        "softmax_ce": softmax_ce_loss,
-        "softmax_smooth_ce": partial(softmax_smooth_ce_loss, smoothing=smoothing),
-        "svm": svm_loss,
-    }[name]
+    smooth = partial(softmax_smooth_ce_loss, smoothing=smoothing)
+    return {"softmax_ce": softmax_ce_loss, "softmax_smooth_ce": smooth, "svm": svm_loss}[name]

@@ -1,4 +1,4 @@
-"""Top-1 and top-5 accuracy, one value a picture; how far a model's probabilities are from its accuracy.
+"""Top-1 and top-5 accuracy, one value per image; calibration error; accuracy and mistakes class by class.
 
 A tie between classes goes to the one with the lower id.
 """
@@ -30,12 +30,12 @@ def top_5_accuracy(labels, logits):
 def top_k_accuracy(labels, logits, k: int):
     """1 where the label is among the k highest logits, else 0.
 
-    Logits that are all alike must not count as k right answers (as they do in `tf.math.in_top_k`), so ties are broken.
+    Ties are broken, so that equal logits do not count as k right answers (as they do in `tf.math.in_top_k`).
 
     Args:
         labels: (B,) int, class ids.
         logits: (B, C) float.
-        k: how many guesses count; all C where there are fewer classes than that.
+        k: how many guesses count; all C if there are fewer classes.
 
     Returns:
         (B,) float32.
@@ -46,19 +46,45 @@ def top_k_accuracy(labels, logits, k: int):
 
 
 def expected_calibration_error(confidences: np.ndarray, hits: np.ndarray, bins: int = CALIBRATION_BINS) -> float:
-    """How far probabilities are from accuracies (Guo et al., https://arxiv.org/abs/1706.04599).
+    """How far the probabilities are from the accuracies (Guo et al., https://arxiv.org/abs/1706.04599).
 
-    The pictures are sorted by confidence into intervals of equal width; it is the mean, over all pictures, of the
-    distance between the mean confidence and the accuracy of the picture's interval.
+    The images are grouped by confidence into intervals of equal width. The error is the distance between an interval's
+    mean confidence and its accuracy, averaged over all images.
 
     Args:
-        confidences: (N,) float, the probability of the class that was guessed, 0 to 1.
-        hits: (N,), 1 where the guess is right, else 0.
+        confidences: (N,) float, the probability of the predicted class, 0 to 1.
+        hits: (N,), 1 where the prediction is right, else 0.
         bins: how many intervals.
 
     Returns:
-        0 (accurate wherever it is sure) to 1.
+        0 (calibrated) to 1.
     """
     places = np.clip(np.ceil(np.asarray(confidences, "float64") * bins).astype(int) - 1, 0, bins - 1)
     surplus = np.bincount(places, np.asarray(confidences, "float64") - hits, minlength=bins)
     return float(np.abs(surplus).sum() / len(places))
+
+
+def class_accuracies(labels: np.ndarray, guesses: np.ndarray, num_classes: int) -> np.ndarray:
+    """The accuracy of each class, (C,) float; NaN for a class without images.
+
+    Args:
+        labels: (N,) int, the true classes.
+        guesses: (N,) int, the predicted ones.
+        num_classes: C.
+    """
+    images = np.bincount(labels, minlength=num_classes)
+    right = np.bincount(labels[labels == guesses], minlength=num_classes)
+    return np.divide(right, images, out=np.full(num_classes, np.nan), where=images > 0)
+
+
+def most_confused(labels: np.ndarray, guesses: np.ndarray, count: int = 10) -> list[tuple[int, int, int]]:
+    """The most frequent mistakes as (true class, predicted class, number of images), most frequent first.
+
+    Args:
+        labels, guesses: as for `class_accuracies`.
+        count: how many pairs, at most.
+    """
+    wrong = labels != guesses
+    pairs, times = np.unique(np.stack([labels[wrong], guesses[wrong]], axis=1), axis=0, return_counts=True)
+    order = np.argsort(-times, kind="stable")[:count]
+    return [(int(pairs[i, 0]), int(pairs[i, 1]), int(times[i])) for i in order]

@@ -1,14 +1,10 @@
-"""One hidden layer of 1,024 ReLU units: the second rung (2017: 8 % top-1)."""
-
-from __future__ import annotations
+"""One hidden layer of 1,024 ReLU units, the second baseline (2017: 8 % top-1)."""
 
 import math
-from typing import TYPE_CHECKING
 
 import keras
 
-if TYPE_CHECKING:
-    from config import TrainConfig
+from tiny_imagenet.config import TrainConfig
 
 
 def single_layer_nn(config: TrainConfig, num_classes: int) -> keras.Model:
@@ -19,16 +15,16 @@ def single_layer_nn(config: TrainConfig, num_classes: int) -> keras.Model:
         num_classes: C.
 
     Returns:
-        A model from pictures (B, S, S, 3) uint8, S = crop_size, to logits (B, C) float32.
+        A model from images (B, S, S, 3) uint8, S = crop_size, to logits (B, C) float32.
     """
-    pictures = keras.Input((config.crop_size, config.crop_size, 3), dtype="uint8", name="pictures")
-    x = keras.layers.Rescaling(1 / 128, offset=-1, name="rescale")(pictures)  # (x - 128) / 128
+    images = keras.Input((config.crop_size, config.crop_size, 3), dtype="uint8", name="images")
+    x = keras.layers.Rescaling(1 / 128, offset=-1, name="rescale")(images)  # (x - 128) / 128
     x = keras.layers.Flatten(name="flatten")(x)  # (B, 3 S^2)
     x = dense(round(1024 * config.width), x, config.hidden_reg, name="fc1")
     x = keras.layers.ReLU(name="relu1")(x)
     x = dense(num_classes, x, config.reg, name="fc2")
     logits = keras.layers.Activation("linear", dtype="float32", name="logits")(x)
-    return keras.Model(pictures, logits, name="single_layer_nn")
+    return keras.Model(images, logits, name="single_layer_nn")
 
 
 def dense(units: int, x: keras.KerasTensor, reg: float, name: str) -> keras.KerasTensor:

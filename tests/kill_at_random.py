@@ -1,7 +1,7 @@
-"""Kills a real train.py at random moments of one run, resumes it each time, and compares the end with a whole run's.
+"""Kills train.py at random moments of a run, resumes it each time, and compares the end with an uninterrupted run.
 
-`make test-resume` does it 20 times on each backend: before the first save of a start, between saves, around an
-evaluation, inside a save, in turn. About six minutes on two cores.
+`make test-resume` does it 20 times on each backend: before a start's first checkpoint, after one, around an
+evaluation and while one is written, in turn. About six minutes on two cores.
 """
 
 import argparse
@@ -10,61 +10,72 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-from test_resume import SETTINGS, Place, assert_same_run, final_state
+from test_resume import SETTINGS, assert_same_run, final_variables, finish, start
 
-from sample_data import draw_sample_set
-
-EVALUATION = SETTINGS["eval_interval"]  # steps
-
-
-def newest_log(place: Place) -> str:
-    """The name of the newest of TensorBoard's files, which each start adds to."""
-    return max((path.name for path in (place.folder / "tensorboard").glob("train/*")), default="")
+from tiny_imagenet.config import TrainConfig
+from tiny_imagenet.run_dir import list_checkpoints
+from tools.sample_data import draw_sample_set
 
 
-def moments(place: Place, draw: random.Random) -> dict[str, Callable[[Place], bool]]:
-    """The kinds of moments at which a start is killed: name -> whether it has come. Call it before the start."""
-    began, log = place.last_step(), newest_log(place)
+def newest_step(folder: Path) -> int:
+    """The step of the newest checkpoint; 0 without one."""
+    return max((int(path.name[5:]) for path in list_checkpoints(folder)), default=0)
 
-    def later(now: bool, most: float) -> bool:
-        return now and time.sleep(draw.uniform(0, most)) is None
 
-    def saved(place: Place) -> bool:
-        return place.last_step() > began
+def newest_log(folder: Path) -> str:
+    """The newest of TensorBoard's files; each start of train.py adds one."""
+    return max((path.name for path in folder.glob("tensorboard/train/*")), default="")
+
+
+def moments(folder: Path, draw: random.Random) -> dict[str, Callable[[], bool]]:
+    """The kinds of moments: name -> whether it has come. To be called before train.py is started."""
+    first, log = newest_step(folder), newest_log(folder)
+
+    def after(condition: bool, longest: float) -> bool:
+        return condition and time.sleep(draw.uniform(0, longest)) is None
+
+    def saved() -> bool:
+        return newest_step(folder) > first
+
+    def near_evaluation() -> bool:
+        return saved() and newest_step(folder) % SETTINGS.eval_interval == SETTINGS.eval_interval - 2
 
     return {
-        "before its first save": lambda place: later(newest_log(place) != log and not saved(place), 0.05),
-        "after a save": lambda place: later(saved(place), 0.5),
-        "around an evaluation": lambda place: later(
-            saved(place) and place.last_step() % EVALUATION == EVALUATION - 2, 0.2
-        ),
-        "in a save": lambda place: saved(place) and any((place.folder / "checkpoints").glob(".writing-*")),
+        "before its first checkpoint": lambda: after(newest_log(folder) != log and not saved(), 0.05),
+        "after a checkpoint": lambda: after(saved(), 0.5),
+        "around an evaluation": lambda: after(near_evaluation(), 0.2),
+        "while saving": lambda: saved() and any(folder.glob("checkpoints/.writing-*")),
     }
 
 
-def kill_at_random(backend: str, kills: int, seed: int, folder: Path) -> str:
-    """Trains once whole and once killed, on the same data; returns the SHA-256 that both end with."""
-    data_dir = folder / "sample"
-    if not data_dir.exists():
-        draw_sample_set(data_dir, train_per_class=20, val_per_class=5)
-    whole, killed = (Place(folder / f"{backend}-{name}", data_dir, backend) for name in ("whole", "killed"))
-    for place in (whole, killed):
-        place.cwd.mkdir()
-    epochs = 3 * kills  # 30 steps a kill: each start does some, none does all
-    whole.run(num_epochs=epochs)
+def kill(config: TrainConfig, backend: str, moment: Callable[[], bool], *words: str) -> None:
+    """Starts train.py and kills it when the moment has come."""
+    process = start(config, *words, backend=backend)
+    while not moment():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.0005)
+    process.kill()
+    finish(process, -signal.SIGKILL)
+
+
+def kill_at_random(config: TrainConfig, backend: str, kills: int, seed: int) -> str:
+    """Trains one run without interruption and one with; returns the SHA-256 with which both end."""
+    config = replace(config, num_epochs=3 * kills)  # 30 steps per kill: each start does some, none does all
+    whole, killed = (replace(config, config_name=f"{backend}-{name}") for name in ("whole", "killed"))
+    finish(start(whole, backend=backend))
     draw = random.Random(seed)
     for number in range(kills):
-        kinds = moments(killed, draw)
+        kinds = moments(killed.run_dir, draw)
         name = list(kinds)[number % len(kinds)]
-        flags = ["--num-epochs", str(epochs), *(["--resume"] if number else [])]
-        status, _, errors = killed.end_by(signal.SIGKILL, kinds[name], *flags)
-        assert status == -signal.SIGKILL, errors
-        print(f"{backend}: kill {number + 1} of {kills}, {name}, step {killed.last_step()} or later", flush=True)
-    killed.run("--resume", num_epochs=epochs)
-    assert_same_run(killed.folder, whole.folder)
-    return final_state(whole.folder)
+        kill(killed, backend, kinds[name], *["--resume"][:number])
+        step = newest_step(killed.run_dir)
+        print(f"{backend}: kill {number + 1} of {kills}, {name}, at step {step:,} or later", flush=True)
+    finish(start(killed, "--resume", backend=backend))
+    assert_same_run(killed.run_dir, whole.run_dir)
+    return final_variables(whole.run_dir)
 
 
 def main() -> None:
@@ -75,9 +86,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
+        data_dir = draw_sample_set(Path(folder) / "sample", train_per_class=20, val_per_class=5)
+        config = replace(SETTINGS, data_dir=str(data_dir), runs_dir=f"{folder}/runs")
         for backend in arguments.backends:
-            sha = kill_at_random(backend, arguments.kills, arguments.seed, Path(folder))
-            print(f"{backend}: {arguments.kills} kills, the same end bit for bit, SHA-256 {sha}")
+            sha = kill_at_random(config, backend, arguments.kills, arguments.seed)
+            print(f"{backend}: after {arguments.kills} kills the same end, bit for bit: SHA-256 {sha}")
 
 
 if __name__ == "__main__":

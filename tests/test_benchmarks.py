@@ -1,100 +1,90 @@
-"""What the benchmarks make of their measurements; the measuring itself is `make bench`."""
-
-from startup import UserError, keras
+"""What the benchmarks conclude from measurements, and what a campaign runs; `make bench` does the measuring."""
 
 import json
 from dataclasses import replace
 
+import keras
 import numpy as np
 import pytest
-from conftest import ROOT
+from helpers import write
 
 import train
-from benchmarks import bench, campaign
-from config import BASE
-from models import build_model
+from benchmarks import bench, campaign, groups, summary
+from tiny_imagenet import ROOT
+from tiny_imagenet.errors import UserError
+from tiny_imagenet.models import create_model
+from tiny_imagenet.recipes import BASE
 
-FASTER = bench.Claim("speed", "group", "ours", ("slow", "quick"), goal=2)
-OWN = bench.Claim("memory", "group", "ours", (), goal=2, at_most=True)
-
-
-@pytest.mark.parametrize(
-    ("rounds", "less_is_better", "expected"),
-    [
-        ({"ours": [10, 30, 20], "slow": [1, 1, 1], "quick": [5, 10, 5]}, False, ([2, 3, 4], "quick")),
-        ({"ours": [1, 2, 1], "slow": [9, 9, 9], "quick": [4, 4, 8]}, True, ([4, 2, 8], "quick")),
-    ],
-)
-def test_ratios_are_taken_round_by_round_against_the_best_peer(rounds, less_is_better, expected):
-    assert bench.ratios(FASTER, rounds, less_is_better) == expected
+FASTER = groups.Claim("speed", "group", "ours", ("slow", "quick"), goal=2)
+OWN = groups.Claim("memory", "group", "ours", (), goal=2, at_most=True)
 
 
-def test_without_a_peer_the_figures_are_ours_and_their_median_counts(monkeypatch):
-    figures = {"ours": [3, 1, 2]}
-    assert bench.ratios(OWN, figures, less_is_better=False) == ([3, 1, 2], "")
-    monkeypatch.setattr(bench, "_claims", lambda: [OWN])
-    assert bench.judge({"group": {"unit": "GB", "rounds": figures}})[0]["value"] == 2
+def test_ratios_are_computed_round_by_round_against_the_best_peer():
+    more = {"ours": [10, 30, 20], "slow": [1, 1, 1], "quick": [5, 10, 5]}
+    less = {"ours": [1, 2, 1], "slow": [9, 9, 9], "quick": [4, 4, 8]}
+    assert summary.ratios(FASTER, more, less_is_better=False) == ([2, 3, 4], "quick")
+    assert summary.ratios(FASTER, less, less_is_better=True) == ([4, 2, 8], "quick")
+    assert summary.ratios(OWN, less, less_is_better=True) == ([1, 2, 1], "")
 
 
-def test_every_claim_is_about_what_is_measured():
-    for claim in bench._claims():
-        contenders = bench.GROUPS[claim.group].contenders
-        assert {claim.ours, *claim.peers} <= contenders.keys(), claim.what
-
-
-def test_every_contender_is_there():
-    for group in bench.GROUPS.values():
-        for name in group.contenders.values():
-            module, function = name.split(".")
+def test_every_claim_is_measured_and_every_contender_exists():
+    for claim in groups.claims():
+        assert {claim.ours, *claim.peers} <= groups.GROUPS[claim.group].contenders.keys(), claim.what
+    for group in groups.GROUPS.values():
+        for module, function in (name.split(".") for name in group.contenders.values()):
             assert f"\ndef {function}(" in (ROOT / "benchmarks" / f"{module}.py").read_text()
 
 
-def test_rows_say_what_was_reached(monkeypatch):
-    monkeypatch.setattr(bench, "_claims", lambda: [FASTER, OWN])
+def test_rows_show_what_was_reached_and_machines_stand_side_by_side(monkeypatch):
+    monkeypatch.setattr(summary, "claims", lambda: [FASTER, OWN])
     rounds = {"ours": [3.0, 1.0, 4.0], "slow": [1.0, 1.0, 1.0], "quick": [2.0, 2.0, 2.0]}
-    ratio, own = bench.judge({"group": {"unit": "GB", "rounds": rounds}})
+    measured = {"group": {"unit": "GB", "date": "2026-01-02", "seconds": 60, "rounds": rounds}}
+    ratio, own = summary.judge(measured)
     assert (ratio["value"], ratio["lowest"], ratio["highest"]) == (1.5, 0.5, 2.0)
-    assert (ratio["peer"], ratio["reached"]) == ("quick", False)
-    assert (own["value"], own["reached"]) == (3.0, False)
-    assert bench.shown(ratio) == ("1.50 x", "at least 2 x")
-    assert bench.shown(own) == ("3.00", "at most 2")
-    assert bench.shown({"value": 107731.4, "goal": 30000, "at_most": False}) == ("107,731", "at least 30,000")
-    assert "MISSED" in bench.table([ratio])
-    assert bench._cell(ratio) == "1.50 x, missed (0.50 to 2.00)"
-    assert bench._cell(own | {"reached": True, "lowest": 3.0, "highest": 3.0}) == "**3.00**"
-
-
-def test_machines_stand_side_by_side(monkeypatch):
-    monkeypatch.setattr(bench, "_claims", lambda: [FASTER, OWN])
-    measured = {"unit": "GB", "date": "2026-01-02", "seconds": 60, "rounds": {"ours": [4], "slow": [1], "quick": [2]}}
-    one = {"command": "make bench", "shares_of_the_ceilings": {}, "measured": {"group": measured}}
-    one["table"] = bench.judge(one["measured"])
-    lines = bench.readme_table({"first": one, "second": one | {"table": one["table"][1:]}}).splitlines()
+    assert (ratio["peer"], ratio["reached"], own["value"], own["reached"]) == ("quick", False, 3.0, False)
+    large = {"value": 107731.4, "goal": 30000, "at_most": False}
+    assert summary.value_and_goal(large) == ("107,731", "at least 30,000")
+    assert "MISSED" in summary.text_table([ratio])
+    one = {"command": "make bench", "shares": {"of it": 0.5}, "measured": measured, "table": [ratio, own]}
+    other = one | {"table": [own | {"reached": True, "lowest": 3.0, "highest": 3.0}]}
+    lines = summary.readme_table({"first": one, "second": other}).splitlines()
     assert lines[0] == "| what | goal | first | second | against |"
-    assert lines[2] == "| speed | at least 2 x | **2.00 x** |  | quick |"
-    assert lines[3] == "| memory | at most 2 | 4.00, missed | 4.00, missed |  |"
-    assert len({line.count("|") for line in lines[:4]}) == 1
-    groups = f"1 of its {len(bench.GROUPS)} groups"
-    assert lines[5] == f"- first: `make bench`; {groups}, measured on 2026-01-02 in 1 min; 1 to 1 rounds a group."
+    assert lines[2] == "| speed | at least 2 x | 1.50 x, missed (0.50 to 2.00) |  | quick |"
+    assert lines[3] == "| memory | at most 2 | 3.00, missed (1.00 to 4.00) | **3.00** |  |"
+    groups_of_all = f"1 of {len(groups.GROUPS)} groups"
+    end = "measured on 2026-01-02 in 1 min, with 3 to 3 rounds per group. Shares: 50% of it."
+    assert lines[5] == f"- first: `make bench`; {groups_of_all}, {end}"
 
 
 def test_the_arithmetic_of_vgg_16_is_counted_right():
-    model = build_model(BASE, 200)
     count = 0
-    for layer in model.layers:
+    for layer in create_model(BASE, 200).layers:
         if isinstance(layer, keras.layers.Conv2D | keras.layers.Dense):
-            places = layer.output.shape[1] * layer.output.shape[2] if isinstance(layer, keras.layers.Conv2D) else 1
+            places = np.prod(layer.output.shape[1:-1], dtype=int)  # 1 for a dense layer
             count += places * int(np.prod(layer.kernel.shape))
-    assert 3 * 2 * count == bench.VGG_16_FLOP
+    assert 3 * 2 * count == summary.VGG_16_FLOP
+
+
+def test_the_readme_shows_the_filed_measurements():
+    everything = json.loads(bench.RESULTS.read_text())
+    for found in everything.values():
+        assert found["table"] == summary.judge(found["measured"])
+    assert f"{summary.readme_table(everything)}<!-- end of benchmarks -->" in (ROOT / "README.md").read_text()
+
+
+# Campaigns
+
+END = '{"split": "end", "step": 1, "seconds": 1}\n'
 
 
 @pytest.mark.parametrize("name", campaign.CAMPAIGNS)
-def test_every_run_of_a_campaign_has_settings_and_a_name_of_its_own(name):
+def test_every_run_of_a_campaign_has_its_own_settings_and_name(name):
     runs = campaign.CAMPAIGNS[name]
     assert len(set(runs.values())) == len({place.rpartition("/")[2] for place in runs}) == len(runs)
     for config in runs.values():
-        if config.loss == "svm" and config.optimizer == "sgd":  # 2017's, whose only penalty is on the last layer
-            assert (config.weight_decay, config.reg_last_only, config.reg, config.lr) == (0, True, 1, 0.001)
+        if config.loss == "svm" and config.optimizer == "sgd":  # 2017's
+            assert (config.weight_decay, config.reg_last_only, config.reg) == (0, True, 1)
+            assert config.lr == (0.01 if config.freeze_features else 0.001)
         if config.init_from:
             model, other = config.init_from.split("/")
             assert [config.model_name for place, config in runs.items() if place.endswith(other)][0] == model
@@ -102,7 +92,7 @@ def test_every_run_of_a_campaign_has_settings_and_a_name_of_its_own(name):
 
 @pytest.fixture
 def called(tmp_path, monkeypatch):
-    """The commands of a campaign, as lines, that runs in an empty folder: they end runs and file them at once."""
+    """The commands, as lines, of campaigns in an empty folder, where runs are trained and filed at once."""
     monkeypatch.setattr(campaign, "ROOT", tmp_path)
     lines = []
 
@@ -110,92 +100,69 @@ def called(tmp_path, monkeypatch):
         lines.append(" ".join(words))
         if words[0] == "train.py":
             config = train.parse([word for word in words[1:] if word != "--resume"]).config
-            make(tmp_path / config.run_dir, "config.json", f'{{"split": "end", "step": 1, "seconds": {len(lines)}}}\n')
+            write_run(tmp_path / config.run_dir, "config.json", f'{{"split": "end", "seconds": {len(lines)}}}\n')
         else:
             group, name = (words[words.index(flag) + 1] if flag in words else "" for flag in ("--group", "--name"))
-            curves = (tmp_path / words[1] / "metrics.jsonl").read_text()
-            make(tmp_path / "results" / group / name, "result.json", curves)
+            metrics = (tmp_path / words[2] / "metrics.jsonl").read_text()
+            write_run(tmp_path / "results" / group / name, "result.json", metrics)
 
     monkeypatch.setattr(campaign, "run_script", run_script)
     return lines
 
 
-def make(folder, file, curves):
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / file).touch()
-    (folder / "metrics.jsonl").write_text(curves)
+def write_run(folder, file, metrics=END):
+    write(folder / file, "")
+    write(folder / "metrics.jsonl", metrics)
 
 
-END = '{"split": "end", "step": 1, "seconds": 1}\n'
-
-
-def test_a_campaign_goes_on_where_it_was(tmp_path, called, capsys):
-    make(tmp_path / "runs" / "losses" / "resnet_18" / "softmax_ce", "config.json", END)  # trained and filed
-    make(tmp_path / "results" / "losses" / "softmax_ce", "result.json", END)
-    make(tmp_path / "runs" / "losses" / "resnet_18" / "softmax_smooth_ce", "config.json", END)  # trained
-    make(tmp_path / "runs" / "losses" / "resnet_18" / "svm", "config.json", END.replace("end", "train"))
-    make(tmp_path / "results" / "losses" / "svm_2017", "result.json", END)  # filed, but trained elsewhere
-    campaign.run("losses", data_dir="elsewhere", pictures="list.txt")
-    assert "runs/losses/resnet_18/softmax_ce is trained and filed" in capsys.readouterr().out
-    name = {line: line.partition("-name ")[2].split()[0] for line in called}
-    kinds = [(line.split()[0], name[line], "--resume" in line) for line in called]
-    rest = [(script, run, False) for run in ("svm_2017", "svm_2017_frozen") for script in ("train.py", "report.py")]
-    assert kinds == [
-        ("report.py", "softmax_smooth_ce", False),
-        ("train.py", "svm", True),
-        ("report.py", "svm", False),
-        *rest,
-    ]
-    assert called[0] == (
-        "report.py runs/losses/resnet_18/softmax_smooth_ce --name softmax_smooth_ce --replace --data-dir elsewhere "
-        "--pictures list.txt --group losses --made-by python -m benchmarks.campaign losses --only softmax_smooth_ce"
-    )
-    trained = [line for line in called if line.startswith("train.py")]
-    assert all("--data-dir elsewhere" in line for line in trained)
-    assert "--init-from runs/losses/resnet_18/softmax_ce" in trained[-1]
+def test_a_campaign_continues_where_it_was(tmp_path, called, capsys):
+    runs, results = tmp_path / "runs/losses/resnet_18", tmp_path / "results/losses"
+    write_run(runs / "softmax_ce", "config.json")  # trained and filed
+    write_run(results / "softmax_ce", "result.json")
+    write_run(runs / "softmax_smooth_ce", "config.json")  # trained
+    write_run(runs / "svm", "config.json", END.replace("end", "train"))
+    write_run(results / "svm_2017", "result.json")  # filed, but trained elsewhere
+    campaign.run("losses", data_dir="elsewhere", images="list.txt")
+    assert "runs/losses/resnet_18/softmax_ce is already trained and filed" in capsys.readouterr().out
+    name = {line: line.rpartition("-name ")[2].split()[0] for line in called}
+    rest = [(script, run, False) for run in ("svm_2017", "svm_2017_frozen") for script in ("train.py", "-m")]
+    expected = [("-m", "softmax_smooth_ce", False), ("train.py", "svm", True), ("-m", "svm", False), *rest]
+    assert [(line.split()[0], name[line], "--resume" in line) for line in called] == expected
+    filed = "--name softmax_smooth_ce --replace --data-dir elsewhere --images list.txt --group losses --made-by"
+    command = "python -m benchmarks.campaign losses --only softmax_smooth_ce"
+    assert called[0] == f"-m tools.report runs/losses/resnet_18/softmax_smooth_ce {filed} {command}"
+    assert all("--data-dir elsewhere" in line for line in called)
+    assert "--init-from runs/losses/resnet_18/softmax_ce" in called[-2]
     done = len(called)
     campaign.run("losses", data_dir="elsewhere")
     assert len(called) == done
 
 
-def test_the_commands_of_a_campaign_train_with_its_settings(called):
+def test_only_the_named_runs_are_trained_with_the_campaigns_settings(called):
     campaign.run("losses", only=("svm_2017_frozen",))
     configs = [train.parse(line.split()[1:]).config for line in called if line.startswith("train.py")]
     places = [{"runs_dir": "runs/losses", "config_name": name} for name in ("softmax_ce", "svm_2017_frozen")]
     first, second = (campaign.CAMPAIGNS["losses"][f"losses/{place['config_name']}"] for place in places)
-    second = replace(second, init_from="runs/losses/resnet_18/softmax_ce")  # which was not there, so it came first
+    second = replace(second, init_from="runs/losses/resnet_18/softmax_ce")  # which did not exist, so it came first
     assert configs == [replace(config, **place) for config, place in zip((first, second), places, strict=True)]
-
-
-def test_of_a_campaign_only_those_that_are_named_are_trained(called):
-    campaign.run("losses", only=("svm",))
-    assert [line.split()[0] for line in called] == ["train.py", "report.py"]
-    with pytest.raises(UserError, match="--only other: the campaign losses has softmax_ce, "):
+    with pytest.raises(UserError, match="--only other: .*the campaign losses has softmax_ce, "):
         campaign.run("losses", only=("svm", "other"))
+    with pytest.raises(UserError, match="no GPU"):
+        campaign.run("gpu")
 
 
-def test_a_rehearsal_begins_anew(tmp_path, called):
-    make(tmp_path / "runs" / "rehearsal_gpu" / "vgg_16" / "vgg_16", "config.json", END)
+def test_a_rehearsal_starts_from_the_beginning(tmp_path, called):
+    write_run(tmp_path / "runs/rehearsal_gpu/vgg_16/vgg_16", "config.json")
     for place in ("rehearsal_gpu/vgg_16", "vgg_16", "ablations/vgg_16_hue"):
-        make(tmp_path / "results" / place, "result.json", END)
+        write_run(tmp_path / "results" / place, "result.json")
     campaign.run("gpu", rehearse=True)
     assert len(called) == 2 * len(campaign.CAMPAIGNS["gpu"])
     assert not any("--resume" in line or "--made-by" in line for line in called)
-    assert all("--group rehearsal_gpu" in line for line in called if line.startswith("report.py"))
+    assert all("--group rehearsal_gpu" in line for line in called if not line.startswith("train.py"))
     for place in ("vgg_16", "ablations/vgg_16_hue"):  # of no rehearsal
         assert (tmp_path / "results" / place / "metrics.jsonl").read_text() == END
 
 
-def test_the_campaign_for_a_gpu_needs_one():
-    with pytest.raises(UserError, match="a GPU is needed"):
-        campaign.run("gpu")
-
-
 def test_a_campaign_stops_where_a_script_fails():
-    with pytest.raises(UserError, match="train.py ended with 1; .*the same command goes on"):
-        campaign.run_script("train.py", "--model-name", "none")
-
-
-def test_the_table_in_the_readme_is_that_of_the_results():
-    everything = json.loads(bench.RESULTS.read_text())
-    assert bench.BEGIN + bench.readme_table(everything) + bench.END in (ROOT / "README.md").read_text()
+    with pytest.raises(UserError, match="tools.nothing exited with 1 .*the same command again"):
+        campaign.run_script("-m", "tools.nothing")

@@ -1,147 +1,141 @@
-"""Scores against a loop over single pictures, and the command's table and JSON."""
-
-from startup import UserError, keras
+"""Scores against a loop over single images and crops, and the command's table and JSON."""
 
 import json
 from dataclasses import replace
 
+import keras
 import numpy as np
 import pytest
-from conftest import run_script
+from helpers import make_run
 
-import checkpoints
-from config import BASE, TrainConfig
-from dataset import open_dataset
-from evaluate import BATCH_SIZE, evaluate, listed, scores, table
+import evaluate
+from evaluate import BATCH_SIZE, compute_scores, find_runs, format_table, select_images
 from metrics import expected_calibration_error
-from models import build_model
+from tiny_imagenet.config import TrainConfig
+from tiny_imagenet.dataset import Split, open_dataset
+from tiny_imagenet.errors import UserError
+from tiny_imagenet.model_io import load_run
 
 SIZE = 56
 
 
-def small_split(num_pictures, num_classes=7):
-    """Random pictures and labels, as of a dataset's split."""
+def random_split(num_images: int, num_classes: int = 7) -> Split:
     random = np.random.default_rng(0)
-    images = random.integers(0, 256, (num_pictures, 64, 64, 3), dtype=np.uint8)
-    labels = random.integers(0, num_classes, num_pictures).astype(np.int32)
-    return type("Split", (), {"images": images, "labels": labels})
+    images = random.integers(0, 256, (num_images, 64, 64, 3), dtype=np.uint8)
+    return Split(images, random.integers(0, num_classes, num_images).astype(np.int32), (), 0)
 
 
-def small_model(num_classes=7):
-    """From (B, 56, 56, 3) uint8 to logits (B, C); it sees where a bright spot lies, so that every crop differs."""
-    pictures = keras.Input((SIZE, SIZE, 3), dtype="uint8")
-    x = keras.layers.Flatten()(keras.layers.Rescaling(1 / 128, offset=-1)(pictures))
+def linear_model(num_classes: int = 7) -> keras.Model:
+    """From (B, 56, 56, 3) uint8 to logits (B, C); each crop of an image gets other ones."""
+    images = keras.Input((SIZE, SIZE, 3), dtype="uint8")
+    x = keras.layers.Flatten()(keras.layers.Rescaling(1 / 128, offset=-1)(images))
+    model = keras.Model(images, keras.layers.Dense(num_classes)(x))
     kernel = np.random.default_rng(1).normal(0, 0.02, (SIZE * SIZE * 3, num_classes))
-    dense = keras.layers.Dense(num_classes)
-    logits = dense(x)
-    dense.set_weights([kernel, np.linspace(-0.2, 0.2, num_classes)])
-    return keras.Model(pictures, logits)
+    model.set_weights([kernel, np.linspace(-0.2, 0.2, num_classes)])
+    return model
 
 
-def crops_of(picture):
-    """Four corners and the centre, each also mirrored: ten of (56, 56, 3)."""
-    corners = [picture[top : top + SIZE, left : left + SIZE] for top in (0, 8) for left in (0, 8)]
-    five = [*corners, picture[4:60, 4:60]]
+def crops_of(image: np.ndarray) -> list[np.ndarray]:
+    """Four corners and the center, each also flipped: ten of (56, 56, 3)."""
+    corners = [image[top : top + SIZE, left : left + SIZE] for top in (0, 8) for left in (0, 8)]
+    five = [*corners, image[4:60, 4:60]]
     return five + [crop[:, ::-1] for crop in five]
 
 
-def rank_of_label(log_p, label):
-    """How many classes stand before the label."""
-    return int((log_p > log_p[label]).sum())
-
-
-def expected_scores(model, split):
-    """One picture and one crop at a time; top-1 and top-5 by the centre, by ten crops, and the calibration error."""
+def expected_scores(model: keras.Model, split: Split) -> list[float]:
+    """One image and one crop at a time, in the order of `Scores`."""
     kernel, bias = model.get_weights()
     hits, confidences = [], []
-    for picture, label in zip(split.images, split.labels, strict=True):
-        logits = [(crop.reshape(-1) / 128.0 - 1.0) @ kernel + bias for crop in crops_of(picture)]
+    for image, label in zip(split.images, split.labels, strict=True):
+        logits = [(crop.reshape(-1) / 128.0 - 1.0) @ kernel + bias for crop in crops_of(image)]
         log_p = [one - np.log(np.exp(one).sum()) for one in logits]
-        center, ten = rank_of_label(log_p[4], label), rank_of_label(np.sum(log_p, axis=0), label)
-        hits.append([center < 1, center < 5, ten < 1, ten < 5])
+        single, ten = (int((p > p[label]).sum()) for p in (log_p[4], np.sum(log_p, axis=0)))  # ranks of the label
+        hits.append([single < 1, single < 5, ten < 1, ten < 5])
         confidences.append(np.exp(log_p[4].max()))
     return [*np.mean(hits, axis=0), expected_calibration_error(confidences, np.array(hits)[:, 0])]
 
 
-@pytest.mark.parametrize("num_pictures", [1, BATCH_SIZE, BATCH_SIZE + 3])
-def test_scores_equal_a_loop_over_single_pictures_and_crops(num_pictures):
-    model, split = small_model(), small_split(num_pictures)
-    found = scores(model, split, BASE)
-    expected = expected_scores(model, split)
-    np.testing.assert_allclose(list(vars(found).values()), expected, atol=1e-6)
+@pytest.mark.parametrize("num_images", [1, BATCH_SIZE, BATCH_SIZE + 3])
+def test_scores_equal_a_loop_over_single_images_and_crops(num_images):
+    model, split = linear_model(), random_split(num_images)
+    scores = compute_scores(model, split, TrainConfig())
+    np.testing.assert_allclose(list(vars(scores).values()), expected_scores(model, split), atol=1e-6)
 
 
-def test_the_last_odd_batch_counts_as_much_as_any_other():
-    """All in the first, full batch are wrong and all three in the last are right: 3 of 103, not a mean of batches."""
-    split = small_split(BATCH_SIZE + 3)
-    split.labels = np.array([1] * BATCH_SIZE + [0] * 3, np.int32)
-    model = small_model()
-    model.layers[-1].set_weights([np.zeros((SIZE * SIZE * 3, 7)), -np.arange(7.0)])  # always 0, then 1, 2 ...
-    found = scores(model, split, BASE)
-    assert found.center_top_1 == found.ten_crops_top_1 == pytest.approx(3 / 103)
-    assert found.center_top_5 == 1
+def test_the_last_smaller_batch_counts_like_any_other():
+    """All images of the first, full batch are wrong and all three of the last are right: 3 of 103."""
+    labels = np.array([1] * BATCH_SIZE + [0] * 3, np.int32)
+    model = linear_model()
+    model.set_weights([np.zeros((SIZE * SIZE * 3, 7)), -np.arange(7.0)])  # always 0, then 1, 2, ...
+    scores = compute_scores(model, replace(random_split(BATCH_SIZE + 3), labels=labels), TrainConfig())
+    assert scores.single_crop_top_1 == scores.ten_crop_top_1 == pytest.approx(3 / 103)
+    assert scores.single_crop_top_5 == 1
 
 
 @pytest.fixture(scope="module")
-def run(sample_dir, tmp_path_factory):
-    """The folder of a run with an untrained best model."""
-    runs_dir = tmp_path_factory.mktemp("runs")
-    config = TrainConfig(model_name="logistic_regression", data_dir=str(sample_dir), runs_dir=str(runs_dir))
-    folder = checkpoints.create_run(config, open_dataset(sample_dir))
-    checkpoints.save_model(build_model(config, 10), config)
-    return folder
+def run_folder(sample_dir, tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("runs"), sample_dir, model_name="logistic_regression")
 
 
-def test_a_run_of_other_classes_is_refused(run, monkeypatch):
-    real = open_dataset(checkpoints.load_run(run).config.data_dir)
-    monkeypatch.setattr("evaluate.open_dataset", lambda *_, **__: replace(real, class_ids=real.class_ids[:-1]))
-    with pytest.raises(UserError, match=r"other classes \(10\) than .* \(9\); .*--data-dir"):
-        evaluate(run, None)
+def test_a_run_of_other_classes_is_refused(run_folder, sample_dir, monkeypatch):
+    data = open_dataset(sample_dir)
+    monkeypatch.setattr("evaluate.open_dataset", lambda *_, **__: replace(data, class_ids=data.class_ids[:-1]))
+    with pytest.raises(UserError, match=r"trained on 10 classes, but .* has 9 others; .*--data-dir"):
+        evaluate.evaluate(run_folder)
 
 
-def test_a_row_says_what_was_evaluated(run):
-    row = evaluate(run, None)
-    assert row["model"] == "logistic_regression"
-    assert row["weights"] == 56 * 56 * 3 * 10 + 10
-    assert row["pictures"] == 50
-    assert row["seconds"] == 0  # never trained
-    model = checkpoints.load_run(run).model
-    split = open_dataset(checkpoints.load_run(run).config.data_dir).val
-    np.testing.assert_allclose([row["center_top_1"], row["center_top_5"]], expected_scores(model, split)[:2], atol=1e-7)
-
-
-def test_a_list_says_on_which_pictures(run, tmp_path):
-    data = open_dataset(checkpoints.load_run(run).config.data_dir)
-    names = tmp_path / "names.txt"
+def test_a_file_lists_the_images_to_use(sample_dir, tmp_path):
+    split, names = open_dataset(sample_dir).val, tmp_path / "names.txt"
     names.write_text("val_30.JPEG\n\n val_7.JPEG\r\nval_7.JPEG\n")
-    chosen = listed(data.val, names)
+    chosen = select_images(split, names)
     assert [name.rpartition("/")[2] for name in chosen.filenames] == ["val_30.JPEG", "val_7.JPEG"]
-    for i, filename in enumerate(chosen.filenames):
-        place = data.val.filenames.index(filename)
-        np.testing.assert_array_equal(chosen.images[i], data.val.images[place])
-        assert chosen.labels[i] == data.val.labels[place]
-    row = evaluate(run, None, names)
-    assert row["pictures"] == 2
-    model = checkpoints.load_run(run).model
-    assert row["center_top_5"] == expected_scores(model, chosen)[1]
-    for text, answer in (("\n", "is empty"), ("val_7.JPEG\nval_999.JPEG", "no validation picture val_999.JPEG")):
+    places = [split.filenames.index(filename) for filename in chosen.filenames]
+    np.testing.assert_array_equal(chosen.images, split.images[places])
+    np.testing.assert_array_equal(chosen.labels, split.labels[places])
+    with pytest.raises(UserError, match="same name in different folders"):
+        select_images(replace(split, filenames=["a/val_7.JPEG", "b/val_7.JPEG"]), names)
+    for text, words in (("\n", "is empty"), ("val_7.JPEG\nval_999.JPEG", "no validation image val_999.JPEG")):
         names.write_text(text)
-        with pytest.raises(UserError, match=answer):
-            listed(data.val, names)
-    with pytest.raises(UserError, match="cannot tell validation pictures of one name in several folders apart"):
-        listed(replace(data.val, filenames=["a/val_7.JPEG", "b/val_7.JPEG"]), names)
+        with pytest.raises(UserError, match=words):
+            select_images(split, names)
 
 
-def test_the_table_is_in_per_cent():
-    shares = {"center_top_1": 0.5286, "center_top_5": 0.771, "ten_crops_top_1": 0.5644, "ten_crops_top_5": 1.0}
-    shares["center_ece"] = 0.0312
-    row = {"run": "runs/vgg_16/default", "model": "vgg_16", "weights": 119200264, "pictures": 9, "seconds": 7200.4}
-    last = table([row | shares]).splitlines()[-1]
+def test_the_command_prints_json_or_a_table(run_folder, sample_dir, tmp_path, monkeypatch, capsys):
+    (tmp_path / "names.txt").write_text("val_3.JPEG\nval_44.JPEG\nval_8.JPEG\n")
+    outputs = []
+    for options in (["--json"], ["--images", str(tmp_path / "names.txt"), "--json"], []):
+        monkeypatch.setattr("sys.argv", ["evaluate.py", str(run_folder), *options])
+        with pytest.raises(SystemExit) as end:
+            evaluate.main()
+        assert not end.value.code
+        outputs.append(capsys.readouterr().out)
+    row, listed = map(json.loads, outputs[:2])
+    model, split = load_run(run_folder).model, open_dataset(sample_dir).val
+    assert {key: row[key] for key in ("run", "model", "parameters", "images", "seconds")} == {
+        **{"run": str(run_folder), "model": "logistic_regression", "parameters": 56 * 56 * 3 * 10 + 10},
+        **{"images": 50, "seconds": 0},
+    }
+    scores = [row[key] for key in evaluate.Scores.__dataclass_fields__]
+    np.testing.assert_allclose(scores, expected_scores(model, split), atol=1e-6)
+    chosen = select_images(split, tmp_path / "names.txt")
+    assert (listed["images"], listed["ten_crop_top_5"]) == (3, expected_scores(model, chosen)[3])
+    assert outputs[2].rstrip("\n") == format_table([row])
+
+
+def test_the_table_is_in_percent():
+    scores = {"single_crop_top_1": 0.5286, "single_crop_top_5": 0.771, "calibration_error": 0.0312}
+    row = {"run": "runs/vgg_16/default", "parameters": 119200264, "seconds": 7200.4}
+    last = format_table([row | scores | {"ten_crop_top_1": 0.5644, "ten_crop_top_5": 1.0}]).splitlines()[-1]
     assert last.split() == ["vgg_16/default", "119,200,264", "52.86", "77.10", "3.12", "56.44", "100.00", "7,200"]
 
 
-def test_the_command_prints_a_line_of_json_for_each_run(run, tmp_path):
-    result = run_script("evaluate.py", run, run, "--json", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    first, second = map(json.loads, result.stdout.splitlines())
-    assert first == second == evaluate(run, None)
+def test_runs_on_the_same_data_are_found_and_others_skipped(sample_dir, tmp_path, capsys):
+    good, other, broken = (make_run(tmp_path, sample_dir, config_name=name) for name in ("good", "other", "broken"))
+    data, description = open_dataset(sample_dir), (other / "config.json").read_text()
+    (other / "config.json").write_text(description.replace(data.fingerprint, "0" * 64))
+    (broken / "best.keras").write_text("not a model")
+    (tmp_path / "vgg_16" / "empty").mkdir()
+    assert [run.folder for run in find_runs(data, tmp_path)] == [good]
+    [line] = capsys.readouterr().out.splitlines()
+    assert line.startswith("skipped: ")
+    assert str(broken / "best.keras") in line

@@ -1,362 +1,265 @@
-"""The models of 2017 against what they were: layers, first weights, L2, dropout; ResNet-18; how a model is found."""
-
-from startup import ROOT, UserError, keras
+"""The models of 2017 against what they were: layers, initial weights, L2, dropout; the newer ones; finding a model."""
 
 import sys
 from dataclasses import replace
 
+import keras
 import numpy as np
 import pytest
 
-from config import RECIPES, TrainConfig
-from models import build_model, freeze_features, import_model, model_names, take_weights
+from tiny_imagenet import ROOT, models
+from tiny_imagenet.config import TrainConfig
+from tiny_imagenet.errors import UserError
+from tiny_imagenet.layers import FusedBatchNormalization
+from tiny_imagenet.models import create_model, initialize_from, model_names
+from tiny_imagenet.recipes import RECIPES
 
-MODELS = ("logistic_regression", "single_layer_nn", "vgg_16")
+ALL_MODELS = ("logistic_regression", "resnet_18", "single_layer_nn", "vgg_16", "vgg_16_bn")
 CONVOLUTIONS = [f"{block}_{number}" for block, count in enumerate((2, 2, 3, 3), 1) for number in range(1, count + 1)]
+IMAGES = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
 
 
 @pytest.fixture(autouse=True)
-def float32_again():
-    """A model sets the number format of the whole process."""
+def restore_dtype_policy():
     yield
     keras.config.set_dtype_policy("float32")
-
-
-def narrow(name="vgg_16", num_classes=10, **settings):
-    return build_model(TrainConfig(**{"model_name": name, "width": 0.05} | settings), num_classes)
-
-
-def kernels(model):
-    return [weight for weight in model.weights if weight.path.endswith("/kernel")]
-
-
-def biases(model):
-    return [weight for weight in model.weights if weight.path.endswith("/bias")]
-
-
-def values(weight):
-    return np.asarray(keras.ops.convert_to_numpy(weight), np.float64).ravel()
 
 
 @pytest.fixture(scope="module")
 def full():
     """VGG-16 as it is trained on Tiny ImageNet: half a gigabyte."""
-    return build_model(TrainConfig(), 200)
+    return create_model(TrainConfig(), 200)
 
 
-# VGG-16
+@pytest.fixture
+def shallow(monkeypatch):
+    """ResNet-18 with two of its four stages, which is built sooner."""
+    monkeypatch.setattr("resnet_18.STAGES", (64, 128))
 
 
-def test_full_vgg_16_has_the_weights_of_2017(full):
+def narrow(name="vgg_16", num_classes=10, **settings):
+    return create_model(TrainConfig(**{"model_name": name, "width": 0.05} | settings), num_classes)
+
+
+def weights_of(model, kind=""):
+    arrays = {weight.path: np.array(keras.ops.convert_to_numpy(weight)) for weight in model.weights}
+    return {path: array for path, array in arrays.items() if path.endswith(kind)}
+
+
+def layers_of(model, kind):
+    return [layer for layer in model.layers if isinstance(layer, kind)]
+
+
+# The models of 2017
+
+
+def test_full_vgg_16_is_that_of_2017(full):
     assert full.count_params() == 119_200_264
-    assert full.input_shape == (None, 56, 56, 3)
-    assert full.output_shape == (None, 200)
-    assert full.inputs[0].dtype == "uint8"
+    assert (full.input_shape, full.output_shape, full.inputs[0].dtype) == ((None, 56, 56, 3), (None, 200), "uint8")
     assert full.get_layer("flatten").output.shape == (None, 7 * 7 * 512)
+    relus = {f"relu{name}": f"conv{name}" for name in CONVOLUTIONS} | {"relu_fc1": "fc1", "relu_fc2": "fc2"}
+    assert {layer.name for layer in layers_of(full, keras.layers.ReLU)} == set(relus)
+    for relu, name in relus.items():  # each activation is a separate layer
+        assert full.get_layer(relu).input is full.get_layer(name).output
+    for name in (*relus.values(), "fc3"):
+        assert full.get_layer(name).activation is keras.activations.linear
+        assert not np.any(full.get_layer(name).bias)
 
 
-def test_each_activation_of_vgg_16_is_a_layer_of_its_own(full):
-    for name in CONVOLUTIONS:
-        assert full.get_layer(f"conv{name}").activation is keras.activations.linear
-        assert full.get_layer(f"relu{name}").input is full.get_layer(f"conv{name}").output
-    for number in (1, 2):
-        assert full.get_layer(f"relu_fc{number}").input is full.get_layer(f"fc{number}").output
-    assert all(full.get_layer(f"fc{number}").activation is keras.activations.linear for number in (1, 2, 3))
-    assert len([layer for layer in full.layers if isinstance(layer, keras.layers.ReLU)]) == len(CONVOLUTIONS) + 2
-
-
-@pytest.mark.parametrize(("name", "fan_in"), [("conv4_2", 9 * 512), ("fc2", 4096), ("fc3", 2048)])
-def test_vgg_16_starts_from_an_untruncated_normal(full, name, fan_in):
-    """A normal cut off at two deviations, as Keras's HeNormal, has no value beyond 2.3 of its own."""
-    scaled = values(full.get_layer(name).kernel) / np.sqrt(2 / fan_in)
-    assert scaled.std() == pytest.approx(1, rel=0.02)
-    assert scaled.mean() == pytest.approx(0, abs=0.01)
-    assert np.mean(np.abs(scaled) > 2) == pytest.approx(0.0455, rel=0.05)
-    assert np.abs(scaled).max() > 3
-
-
-def test_biases_of_vgg_16_start_at_zero(full):
-    assert len(biases(full)) == len(CONVOLUTIONS) + 3
-    assert not any(values(bias).any() for bias in biases(full))
-
-
-def test_layers_of_one_shape_start_with_different_weights(full):
-    first, second = (values(full.get_layer(name).kernel) for name in ("conv4_2", "conv4_3"))
+def test_vgg_16_starts_from_untruncated_normals(full):
+    """Keras's HeNormal is truncated at two standard deviations, which leaves nothing above 2.3 of its own."""
+    for name, fan_in in (("conv4_2", 9 * 512), ("fc2", 4096), ("fc3", 2048)):
+        scaled = np.asarray(full.get_layer(name).kernel) / np.sqrt(2 / fan_in)
+        assert scaled.std() == pytest.approx(1, rel=0.02)
+        assert scaled.mean() == pytest.approx(0, abs=0.01)
+        assert np.mean(np.abs(scaled) > 2) == pytest.approx(0.0455, rel=0.05)
+        assert np.abs(scaled).max() > 3
+    first, second = (np.ravel(full.get_layer(name).kernel) for name in ("conv4_2", "conv4_3"))
     assert abs(np.corrcoef(first, second)[0, 1]) < 0.01
 
 
-def test_dropout_is_on_the_two_hidden_dense_layers_alone():
-    model = narrow(dropout_keep_prob=0.7)
-    found = [layer for layer in model.layers if isinstance(layer, keras.layers.Dropout)]
-    assert [layer.rate for layer in found] == [pytest.approx(0.3)] * 2
-    assert [layer.input for layer in found] == [model.get_layer(f"relu_fc{number}").output for number in (1, 2)]
-    for name in ("logistic_regression", "single_layer_nn"):
-        assert not [layer for layer in narrow(name).layers if isinstance(layer, keras.layers.Dropout)]
-
-
-# The baselines
+def test_width_and_dropout_of_vgg_16():
+    model = narrow(width=0.25, dropout_keep_prob=0.7)
+    filters = {layer.name: layer.filters for layer in layers_of(model, keras.layers.Conv2D)}
+    assert filters == {f"conv{name}": 64 * 2 ** (int(name[0]) - 1) // 4 for name in CONVOLUTIONS}
+    assert [model.get_layer(f"fc{number}").units for number in (1, 2, 3)] == [1024, 512, 10]
+    dropouts = layers_of(model, keras.layers.Dropout)
+    assert [layer.rate for layer in dropouts] == [pytest.approx(0.3)] * 2
+    assert [layer.input for layer in dropouts] == [model.get_layer(f"relu_fc{number}").output for number in (1, 2)]
+    assert narrow(width=0.01, hidden_units=(1, 1)).get_layer("fc2").units == 1  # never 0
+    svm = create_model(replace(RECIPES["vgg_16_svm"], width=0.05), 10)
+    assert [svm.get_layer(f"fc{number}").units for number in (1, 2)] == [205, 205]  # 4096 each
+    assert [layer.name for layer in layers_of(svm, keras.layers.Dropout)] == ["dropout1"]
 
 
 @pytest.mark.parametrize(("name", "num_hidden"), [("logistic_regression", 0), ("single_layer_nn", 1)])
 def test_kernels_and_biases_of_the_baselines_start_from_one_normal(name, num_hidden):
     model = narrow(name, num_classes=200, width=1.0)
-    assert len(kernels(model)) == len(biases(model)) == num_hidden + 1
-    for kernel, bias in zip(kernels(model), biases(model), strict=True):
+    kernels, biases = (list(weights_of(model, kind).values()) for kind in ("kernel", "bias"))
+    assert [bias.shape for bias in biases] == [(1024,)] * num_hidden + [(200,)]
+    for kernel, bias in zip(kernels, biases, strict=True):
         stddev = 0.1 / np.sqrt(kernel.shape[0])
-        assert values(kernel).std() == pytest.approx(stddev, rel=0.02)
-        assert np.abs(values(kernel)).max() > 3 * stddev
-        assert values(bias).std() == pytest.approx(stddev, rel=0.2)  # of 200 numbers or 1,024
+        assert kernel.std() == pytest.approx(stddev, rel=0.02)
+        assert np.abs(kernel).max() > 3 * stddev
+        assert bias.std() == pytest.approx(stddev, rel=0.2)  # of only 200 or 1,024 numbers
+    assert not layers_of(model, keras.layers.Dropout)
 
 
-def test_the_single_layer_has_1024_units():
-    layer = narrow("single_layer_nn", width=1.0).get_layer("fc1")
-    assert (layer.units, layer.activation) == (1024, keras.activations.linear)
+# All models
 
 
-# All
+@pytest.mark.parametrize("name", ALL_MODELS)
+def test_initial_weights_depend_on_the_seed_and_l2_is_on_all_kernels_or_only_on_the_last(shallow, name):
+    model, other = narrow(name, reg=0.02, seed=1), narrow(name, reg=0.02, reg_last_only=True, seed=2)
+    again, kernels = weights_of(narrow(name, seed=1)), weights_of(model, "/kernel")
+    assert all(np.array_equal(value, again[path]) for path, value in weights_of(model).items())
+    assert not any(np.array_equal(value, kernels[path]) for path, value in weights_of(other, "/kernel").items())
+    penalties = [0.02 / 2 * np.sum(kernel**2.0) for kernel in kernels.values()]
+    for layer in model.layers:
+        if getattr(layer, "bias", None) is not None:
+            layer.bias.assign(np.ones(layer.bias.shape))  # which would add to the penalty
+    np.testing.assert_allclose(sorted(map(float, model.losses)), sorted(penalties), rtol=1e-4)
+    *_, kernel = weights_of(other, "/kernel").values()
+    assert [float(loss) for loss in other.losses] == [pytest.approx(0.02 / 2 * np.sum(kernel**2.0), rel=1e-4)]
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_l2_is_on_kernels_alone(name):
-    model = narrow(name, reg=0.02)
-    for bias in biases(model):
-        bias.assign(keras.ops.ones_like(bias))  # they would count
-    expected = [0.02 / 2 * np.sum(values(kernel) ** 2) for kernel in kernels(model)]
-    np.testing.assert_allclose([float(loss) for loss in model.losses], expected, rtol=1e-5)
+@pytest.mark.parametrize("name", ALL_MODELS)
+def test_any_crop_size_and_number_of_classes_and_float32_weights_in_bfloat16(shallow, name):
+    model = narrow(name, num_classes=7, crop_size=40, precision="mixed_bfloat16", reg=0.0)
+    logits = model.predict_on_batch(IMAGES[:, :40, :40])
+    assert (logits.shape, logits.dtype, model.losses) == ((2, 7), np.float32, [])
+    assert model.layers[-2].compute_dtype == "bfloat16"
+    assert {weight.dtype for weight in model.weights} == {"float32"}
+    rescale = keras.Model(model.inputs, model.get_layer("rescale").output)
+    levels = np.broadcast_to(np.array([0, 64, 128, 192], np.uint8)[:, None, None, None], (4, 40, 40, 3))
+    np.testing.assert_array_equal(np.float32(rescale.predict_on_batch(levels))[:, 0, 0, 0], [-1, -0.5, 0, 0.5])
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_pictures_are_rescaled_inside_the_model(name):
-    levels = np.array([0, 64, 128, 192, 255], np.uint8)
-    rescale = narrow(name).get_layer("rescale")
-    found = keras.ops.convert_to_numpy(rescale(levels))
-    np.testing.assert_array_equal(found, [-1, -0.5, 0, 0.5, 127 / 128])
-    assert rescale.input.dtype == "uint8"
+def test_precision_auto_depends_on_the_device_and_the_model(monkeypatch, capsys):
+    picks = {
+        ("a unit", "vgg_16"): "mixed_bfloat16",
+        ("a unit", "single_layer_nn"): "float32",
+        ("", "vgg_16"): "float32",
+    }
+    for (unit, name), picked in picks.items():
+        monkeypatch.setattr(models, "bfloat16_unit", lambda unit=unit: unit)
+        config = TrainConfig(name, precision="auto", width=0.05)
+        assert models.resolve_precision(config, 10) == replace(config, precision=picked)
+        assert f"precision auto: {picked} (" in capsys.readouterr().out
+    assert models.resolve_precision(replace(config, precision="mixed_float16"), 10).precision == "mixed_float16"
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_a_model_reads_crops_of_any_size_and_tells_any_number_of_classes(name):
-    model = narrow(name, num_classes=7, crop_size=40)
-    logits = model.predict_on_batch(np.zeros((2, 40, 40, 3), np.uint8))
-    assert logits.shape == (2, 7)
+# Weights of another run
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_with_bfloat16_weights_and_logits_stay_float32(name):
-    model = narrow(name, precision="mixed_bfloat16")
-    assert model.get_layer("fc1").compute_dtype == "bfloat16"
-    assert {weight.dtype for weight in model.trainable_weights} == {"float32"}
-    assert model.output.dtype == "float32"
-    assert model.predict_on_batch(np.zeros((1, 56, 56, 3), np.uint8)).dtype == np.float32
+@pytest.mark.parametrize(("freeze", "num_classes"), [(True, 10), (False, 7)])
+def test_another_run_s_features_are_loaded_and_the_last_layer_is_new(shallow, capsys, freeze, num_classes):
+    """It is new where the features are frozen or where its shape differs."""
+    config = TrainConfig("resnet_18", width=0.05, init_from="runs/other", freeze_features=freeze)
+    model, source = create_model(config, num_classes), weights_of(narrow("resnet_18", seed=1))
+    before = weights_of(model)
+    initialize_from(model, config, {})  # of a run that is resumed: freezes, but loads nothing
+    assert all(np.array_equal(value, before[path]) for path, value in weights_of(model).items())
+    assert ([weight.path for weight in model.trainable_weights] == ["fc/kernel", "fc/bias"]) == freeze
+    initialize_from(model, config, source)
+    for path, value in weights_of(model).items():
+        np.testing.assert_array_equal(value, before[path] if path.startswith("fc/") else source[path])
+    counts = f"{len(source) - 2} of {len(source)}"
+    assert f"loaded {counts} weights from runs/other; new: fc/kernel, fc/bias" in capsys.readouterr().out
 
 
-def test_width_is_a_factor_on_the_units_of_every_hidden_layer():
-    model = narrow(width=0.25, num_classes=10)
-    units = {layer.name: layer.filters for layer in model.layers if isinstance(layer, keras.layers.Conv2D)}
-    assert units == {f"conv{name}": 64 * 2 ** (int(name[0]) - 1) // 4 for name in CONVOLUTIONS}
-    assert [model.get_layer(f"fc{number}").units for number in (1, 2, 3)] == [1024, 512, 10]
-    assert narrow("single_layer_nn", width=0.25).get_layer("fc1").units == 256
+def test_weights_that_do_not_fit_are_refused():
+    for freeze in (False, True):
+        config = TrainConfig(width=0.1, init_from="runs/other", freeze_features=freeze)
+        with pytest.raises(UserError, match="init_from: runs/other has no conv1_1/kernel of the right shape.*--width"):
+            initialize_from(create_model(config, 10), config, weights_of(narrow()))
+    with pytest.raises(UserError, match="freeze_features: logistic_regression has only one layer"):
+        models.freeze_features(narrow("logistic_regression"))
 
 
-def test_no_layer_is_left_without_units():
-    model = narrow(width=0.01, hidden_units=(1, 1))
-    assert [model.get_layer(f"fc{number}").units for number in (1, 2)] == [1, 1]
+# Finding a model
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_first_weights_are_a_function_of_the_seed(name):
-    def fc1(seed):
-        return values(narrow(name, seed=seed).get_layer("fc1").kernel)
-
-    first = fc1(3)
-    np.testing.assert_array_equal(first, fc1(3))
-    assert not np.array_equal(first, fc1(4))
-
-
-def test_the_penalty_can_be_on_the_last_kernel_alone():
-    for name in (*MODELS, "resnet_18", "vgg_16_bn"):
-        model = narrow(name, reg=0.02, reg_last_only=True)
-        found = [float(loss) for loss in model.losses]
-        assert found == [pytest.approx(0.02 / 2 * np.sum(values(kernels(model)[-1]) ** 2), rel=1e-5)]
-        assert narrow(name, reg=0.0).losses == []
-
-
-def test_the_hidden_layers_of_2017_s_svm():
-    config = replace(RECIPES["vgg_16_svm"], width=0.05)
-    assert (config.loss, config.lr, config.reg, config.reg_last_only) == ("svm", 0.001, 1.0, True)
-    model = build_model(config, 10)
-    assert [model.get_layer(f"fc{number}").units for number in (1, 2)] == [205, 205]  # of 4096
-    assert [layer.name for layer in model.layers if isinstance(layer, keras.layers.Dropout)] == ["dropout1"]
-
-
-# Weights of another model
-
-
-def test_weights_are_taken_where_path_and_shape_agree():
-    source, model = narrow(num_classes=10, seed=1), narrow(num_classes=7, seed=2)
-    before = values(model.get_layer("fc3").kernel)
-    theirs = {weight.path: np.asarray(keras.ops.convert_to_numpy(weight)) for weight in source.weights}
-    assert take_weights(model, theirs) == ["fc3/kernel", "fc3/bias"]
-    for theirs, ours in zip(source.weights[:-2], model.weights[:-2], strict=True):
-        np.testing.assert_array_equal(values(ours), values(theirs))
-    np.testing.assert_array_equal(values(model.get_layer("fc3").kernel), before)
-
-
-@pytest.mark.parametrize("name", ["vgg_16", "resnet_18", "logistic_regression"])
-def test_frozen_features_leave_the_last_layer(name):
-    model = narrow(name)
-    last = [weight.path for weight in model.weights][-2:]
-    frozen = freeze_features(model)
-    assert [weight.path for weight in model.trainable_weights] == last
-    assert [*frozen, *last] == [weight.path for weight in model.weights]
-
-
-# How a model is found
-
-
-def test_the_root_holds_the_models_and_takes_no_other_file_for_one():
-    assert {*MODELS, "resnet_18", "vgg_16_bn"} <= set(model_names())
-    assert not {"train", "models", "config", "startup"} & set(model_names())
-
-
-@pytest.mark.parametrize("name", ["vgg_61", "train", "os", "models"])
-def test_an_unknown_name_is_answered_with_those_that_exist(name):
-    with pytest.raises(UserError) as error:
-        import_model(name)
-    for word in (repr(name), *MODELS):
-        assert word in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-def test_only_the_model_that_is_asked_for_is_imported(monkeypatch):
-    for name in model_names():
+def test_only_the_requested_model_is_imported_and_an_unknown_one_is_named(monkeypatch):
+    assert model_names() == list(ALL_MODELS)
+    for name in ALL_MODELS:
         monkeypatch.delitem(sys.modules, name, raising=False)
-    assert import_model("single_layer_nn").__file__ == str(ROOT / "single_layer_nn.py")
-    assert [name for name in model_names() if name in sys.modules] == ["single_layer_nn"]
+    assert models.import_model("single_layer_nn").__file__ == str(ROOT / "single_layer_nn.py")
+    assert [name for name in ALL_MODELS if name in sys.modules] == ["single_layer_nn"]
+    for name in ("vgg_61", "train", "os"):
+        with pytest.raises(UserError, match=f"model_name is '{name}'; the models are: {', '.join(ALL_MODELS)}"):
+            models.import_model(name)
 
 
-GOOD = "def {name}(config, num_classes) -> {annotation}:\n    return None\n"
+def test_a_file_is_a_model_because_of_its_function(tmp_path):
+    files = {
+        "model_1": b"raise SystemExit('it was run')\ndef model_1(config, num_classes) -> keras.Model:\n    pass\n",
+        "model_2": b"def model_2(config, num_classes) -> 'keras.Model':\n    pass\n",
+        "no_colon": b"def no_colon(config, num_classes) -> keras.Model\n    pass\n",
+        "no_annotation": b"def no_annotation(config, num_classes):\n    pass\n",
+        "other_annotation": b"def other_annotation(config, num_classes) -> int:\n    pass\n",
+        "other_name": b"def model(config, num_classes) -> keras.Model:\n    pass\n",
+        "method": b"class A:\n    def method(config, num_classes) -> keras.Model:\n        pass\n",
+        "null": b"\0",
+        "not_utf8": b"# \xff\xfe\ndef not_utf8(config, num_classes) -> keras.Model:\n    pass\n",
+    }
+    for name, data in files.items():
+        (tmp_path / f"{name}.py").write_bytes(data)
+    assert model_names(tmp_path) == ["model_1", "model_2"]
 
 
-@pytest.mark.parametrize("annotation", ["keras.Model", "'keras.Model'", '"keras.Model"'])
-def test_a_file_is_a_model_by_its_function(tmp_path, annotation):
-    text = "raise SystemExit('it was run')\n" + GOOD.format(name="mine", annotation=annotation)
-    (tmp_path / "mine.py").write_text(text)
-    assert model_names(tmp_path) == ["mine"]
+# The models with batch normalization
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "def mine(config, num_classes) -> keras.Model\n    return 1\n",  # no colon
-        "def mine(config, num_classes):\n    return 1\n",
-        "def mine(config, num_classes) -> int:\n    return 1\n",
-        "def other(config, num_classes) -> keras.Model:\n    return 1\n",
-        "class A:\n    def mine(config, num_classes) -> keras.Model:\n        return 1\n",
-        "mine = 1\n",
-        "",
-        "\0",
-    ],
-)
-def test_any_other_file_is_no_model(tmp_path, text):
-    (tmp_path / "mine.py").write_text(text)
-    (tmp_path / "good.py").write_text(GOOD.format(name="good", annotation="keras.Model"))
-    assert model_names(tmp_path) == ["good"]
-
-
-def test_bytes_that_are_no_text_are_no_model(tmp_path):
-    (tmp_path / "mine.py").write_bytes(b"# \xff\xfe\n" + GOOD.format(name="mine", annotation="keras.Model").encode())
-    assert model_names(tmp_path) == []
-
-
-# ResNet-18
-
-
-def test_resnet_18_has_the_weights_of_its_paper_for_200_classes():
-    model = build_model(TrainConfig("resnet_18"), 200)
+def test_resnet_18_has_the_parameters_of_its_paper_for_200_classes():
+    model = create_model(TrainConfig("resnet_18"), 200)
     convolutions = 3 * 64 * 9 + 4 * 64 * 64 * 9  # the stem, and the first stage
     for filters in (128, 256, 512):
         convolutions += filters // 2 * filters * (9 + 1) + 3 * filters * filters * 9
-    normalised = 5 * 64 + 5 * (128 + 256 + 512)
-    assert model.count_params() == convolutions + 4 * normalised + 512 * 200 + 200 == 11_281_032
+    normalized = 5 * 64 + 5 * (128 + 256 + 512)
+    assert model.count_params() == convolutions + 4 * normalized + 512 * 200 + 200 == 11_281_032
     assert model.get_layer("relu5_2b").output.shape == (None, 4, 4, 512)  # 56 / 16, rounded up
 
 
-def test_vgg_16_bn_has_the_convolutions_of_vgg_16_and_a_fifteenth_of_its_weights():
-    model = build_model(TrainConfig("vgg_16_bn"), 200)
-    assert model.count_params() == 7_745_928
-    found = [layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D)]
-    assert [layer.name for layer in found] == [f"conv{name}" for name in CONVOLUTIONS]
-    for name in CONVOLUTIONS:  # the activation comes after the normalisation
+def test_vgg_16_bn_has_the_convolutions_of_vgg_16_and_a_fifteenth_of_its_parameters():
+    config = TrainConfig("vgg_16_bn", schedule="cosine", image_sizes=(32, 48), random_resized_crop=(44, 64))
+    model = create_model(config, 200)
+    assert (model.count_params(), model.input_shape) == (7_745_928, (None, None, None, 3))
+    assert [layer.name for layer in layers_of(model, keras.layers.Conv2D)] == [f"conv{name}" for name in CONVOLUTIONS]
+    for name in CONVOLUTIONS:  # the activation comes after the normalization
         assert model.get_layer(f"relu{name}").input is model.get_layer(f"norm{name}").output
-    assert model.get_layer("relu4_3").output.shape == (None, 7, 7, 512)
-    assert narrow("vgg_16_bn", schedule="cosine", picture_sizes=(32, 48)).input_shape == (None, None, None, 3)
+    assert model.get_layer("relu4_3").output.shape == (None, None, None, 512)
 
 
-def test_a_block_of_resnet_18_begins_as_the_identity():
-    model = narrow("resnet_18", width=0.25)
-    before, after = model.get_layer("relu2_1b").output, model.get_layer("relu2_2b").output
-    pictures = np.random.default_rng(0).integers(0, 256, (2, 56, 56, 3), np.uint8)
-    one, other = keras.Model(model.inputs, [before, after]).predict_on_batch(pictures)
-    np.testing.assert_array_equal(one, other)
+def test_resnet_18_is_aligned_the_same_at_every_image_size_and_its_blocks_start_as_the_identity(shallow):
+    """A unit sees the same pixels around its own place, whatever the size: "same" padding would shift them by one."""
+    sizes = {"schedule": "cosine", "image_sizes": (32,), "random_resized_crop": (44, 64)}
+    model = narrow("resnet_18", width=0.25, **sizes)
+    outputs = [model.get_layer(name).output for name in ("relu2_1b", "relu2_2b", "relu3_1a")]  # two strides of 2
+    early = keras.Model(model.inputs, outputs)
+    before, after, whole = early.predict_on_batch(IMAGES)
+    np.testing.assert_array_equal(before, after)
+    for side in (32, 35, 37, 48):
+        part = early.predict_on_batch(IMAGES[:, :side, :side])[-1]
+        np.testing.assert_allclose(part[:, :4, :4], whole[:, :4, :4], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("side", [32, 35, 37, 48])
-def test_resnet_18_lies_alike_on_pictures_of_every_side(side):
-    """A unit sees the same pixels around its own place, whatever the side: `same` padding would move them by one."""
-    model = narrow("resnet_18", width=0.25, schedule="cosine", picture_sizes=(32,))
-    early = keras.Model(model.inputs, model.get_layer("relu3_1a").output)  # two strides of 2
-    pictures = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), np.uint8)
-    whole, part = early.predict_on_batch(pictures), early.predict_on_batch(pictures[:, :side, :side])
-    np.testing.assert_allclose(part[:, :4, :4], whole[:, :4, :4], rtol=1e-4, atol=1e-4)
-
-
-def test_frozen_normalisation_does_not_move():
-    from normalisation import FusedBatchNormalization
-
-    layer = FusedBatchNormalization()
-    x = np.random.default_rng(0).normal(3, 2, (8, 5, 5, 4)).astype("float32")
-    layer.build(x.shape)
-    layer.trainable = False
-    np.testing.assert_allclose(layer(x, training=True), x / np.sqrt(1 + layer.epsilon), rtol=1e-5)
-    assert not np.any(layer.moving_mean)
-
-
-def test_resnet_18_takes_pictures_of_any_size_where_they_change():
-    config = TrainConfig("resnet_18", width=0.1, schedule="cosine", picture_sizes=(32, 48))
-    assert build_model(config, 7).input_shape == (None, None, None, 3)
-    assert narrow("resnet_18", crop_size=40).input_shape == (None, 40, 40, 3)
-
-
-@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
-def test_fused_normalisation_equals_keras_own(precision):
-    keras.config.set_dtype_policy(precision)
-    from normalisation import FusedBatchNormalization
-
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.02)])
+def test_fused_batch_normalization_equals_that_of_keras(dtype, tolerance):
     ours = FusedBatchNormalization(momentum=0.9, epsilon=1e-5)
     theirs = keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, dtype="float32")
-    draw = np.random.default_rng(0)
-    x = keras.ops.cast(draw.normal(3, 2, (8, 5, 5, 4)), ours.compute_dtype if precision == "float32" else "bfloat16")
-    scale, offset = draw.normal(size=(2, 4))
+    rng = np.random.default_rng(0)
+    x = keras.ops.cast(rng.normal(3, 2, (8, 5, 5, 4)), dtype)
+    scale, offset = rng.normal(size=(2, 4))
     for layer in (ours, theirs):
         layer.build(x.shape)
         layer.gamma.assign(scale)
         layer.beta.assign(offset)
-    near = {"rtol": 1e-4, "atol": 1e-4} if precision == "float32" else {"rtol": 0.02, "atol": 0.02}
-    for training in (True, False):
+    for trainable, training in ((False, True), (True, True), (True, False)):  # frozen, it does not update
+        ours.trainable = theirs.trainable = trainable
         found, expected = ours(x, training=training), theirs(x, training=training)
         assert found.dtype == x.dtype
-        np.testing.assert_allclose(keras.ops.cast(found, "float32"), expected, **near)
-    np.testing.assert_allclose(ours.moving_mean, theirs.moving_mean, rtol=1e-3)
-    np.testing.assert_allclose(ours.moving_variance, theirs.moving_variance, rtol=1e-3)
+        np.testing.assert_allclose(keras.ops.cast(found, "float32"), expected, rtol=tolerance, atol=tolerance)
+        for name in ("moving_mean", "moving_variance"):
+            np.testing.assert_allclose(getattr(ours, name), getattr(theirs, name), rtol=1e-3)
     assert {weight.dtype for weight in ours.weights} == {"float32"}
-
-
-def test_a_saved_resnet_18_gives_the_same(tmp_path):
-    model = narrow("resnet_18", precision="mixed_bfloat16", width=0.1)
-    pictures = np.random.default_rng(0).integers(0, 256, (2, 56, 56, 3), np.uint8)
-    expected = model.predict_on_batch(pictures)
-    model.save(tmp_path / "model.keras")
-    found = keras.saving.load_model(tmp_path / "model.keras", compile=False)
-    np.testing.assert_array_equal(found.predict_on_batch(pictures), expected)
-    assert found.get_layer("norm1").compute_dtype == "float32"

@@ -1,110 +1,136 @@
-"""The README's commands work, in its order; the results table is the one that report.py makes."""
+"""README.md and docs/: the commands work, links lead somewhere, and tables and layout match the repository."""
 
+import importlib
 import json
 import re
 import shlex
-import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, run_script
 
-import report
 import train
-from config import from_dict
-from models import model_names
+from tiny_imagenet import ROOT
+from tiny_imagenet.config import from_dict
+from tiny_imagenet.models import model_names
+from tiny_imagenet.recipes import RECIPES
+from tools import tables
+from tools.sample_data import draw_sample_set
 
-ELSEWHERE = ("make ", "source ", "tensorboard ")  # run by CI itself, or part of the shell, or a server
+README = (ROOT / "README.md").read_text()
+PAGES = (ROOT / "README.md", *ROOT.glob("docs/*.md"))
+NOT_RUN = ("make ", "source ", "tensorboard ")  # CI runs these itself, or they are part of the shell, or a server
 MARKED = ("needs a network", "needs a GPU")
+RESULTS = sorted((ROOT / "results").rglob("result.json"))
+
+
+def shell_blocks() -> list[str]:
+    return re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
 
 
 def commands() -> list[str]:
     """Every line of the README's shell blocks that is not marked as needing what a test does not have."""
-    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-    lines = [
-        line
-        for block in blocks
-        if not any(mark in block.split("\n")[0] for mark in MARKED)
-        for line in block.split("\n")
-    ]
+    blocks = [block for block in shell_blocks() if not any(mark in block.split("\n")[0] for mark in MARKED)]
+    lines = [line for block in blocks for line in block.split("\n")]
     return [line for line in lines if line.strip() and not any(mark in line for mark in MARKED)]
 
 
-def test_the_commands_work(tmp_path):
-    from sample_data import draw_sample_set
+def generated(name: str, written_by: str = "tools/report.py") -> str:
+    """What stands between the README's marks of this name."""
+    return README.partition(f"<!-- {name}: written by {written_by} -->\n")[2].partition(f"<!-- end of {name} -->")[0]
 
-    for path in ROOT.glob("*.py"):
-        shutil.copy(path, tmp_path)
-    shutil.copytree(ROOT / "pretrained", tmp_path / "pretrained")
-    (tmp_path / ".venv").symlink_to(sys.prefix)  # which may have another name
+
+def run_command(line: str, monkeypatch) -> None:
+    """Runs a line that starts a script: in this process, which has loaded TensorFlow, unless it needs a shell."""
+    if set("|*") & set(line):
+        result = subprocess.run(line.replace("python ", f"{sys.executable} ", 1), shell=True, capture_output=True)
+        assert result.returncode == 0, f"{line}\n{result.stderr.decode()}"
+        return
+    _, *words = shlex.split(line, comments=True)
+    script, *arguments = words[1:] if words[0] == "-m" else words
+    monkeypatch.setattr(sys, "argv", [script, *arguments])
+    with pytest.raises(SystemExit) as end:
+        importlib.import_module(script.removesuffix(".py")).main()
+    assert not end.value.code, f"{line}\n{end.value.code}"
+
+
+@pytest.mark.slow
+def test_the_commands_work(tmp_path, monkeypatch):
+    for path in ("tools", "tiny_imagenet", "pretrained", "predict.py", "evaluate.py", "input_pipe.py", "metrics.py"):
+        (tmp_path / path).symlink_to(ROOT / path)
+    (tmp_path / ".venv").symlink_to(sys.prefix)  # it may have another name here
     draw_sample_set(tmp_path / "sample-data", train_per_class=160, val_per_class=5)
-    (tmp_path / "tiny-imagenet-200").symlink_to("sample-data")  # stands in for the real one
+    (tmp_path / "tiny-imagenet-200").symlink_to("sample-data")  # instead of the real one
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(signal, "signal", lambda *_: signal.SIG_DFL)  # the scripts' handlers
     for model in ("logistic_regression", "vgg_16"):
-        settings = ("--recipe", "demo", "--model-name", model, "--config-name", "demo", "--width", "0.05")
-        made = run_script("train.py", *settings, "--num-epochs", "1", "--eval-interval", "25", cwd=tmp_path)
-        assert made.returncode == 0, made.stderr
-    ran = [line for line in commands() if not line.startswith(ELSEWHERE)]
-    assert len(ran) > 5
-    for line in ran:
+        settings = f"--recipe demo --model-name {model} --config-name demo --width 0.05"
+        run_command(f"python train.py {settings} --num-epochs 1 --eval-interval 25", monkeypatch)
+    lines = [line for line in commands() if not line.startswith(NOT_RUN)]
+    assert len(lines) > 5
+    for line in lines:
         assert "python " in line, f"{line!r}: say what it needs, or let this test run it"
-        result = subprocess.run(
-            line.replace("python ", f"{sys.executable} ", 1), shell=True, cwd=tmp_path, capture_output=True, text=True
-        )
-        assert result.returncode == 0, f"{line}\n{result.stderr}"
+        run_command(line, monkeypatch)
 
 
-def test_the_settings_of_the_commands_for_gpus_are_valid():
-    text = "".join(path.read_text() for path in (ROOT / "README.md", *ROOT.glob("docs/*.md"))).replace("\\\n", " ")
-    lines = [line for line in text.splitlines() if "python train.py --" in line and line not in commands()]
-    given = [line.partition("train.py ")[2] for line in lines if line.startswith("KERAS_BACKEND=jax")]
-    assert given
-    for words in given:
-        train.parse(shlex.split(words))
+def test_the_settings_of_the_gpu_commands_are_valid():
+    lines = "\n".join(page.read_text() for page in PAGES).replace("\\\n", " ").splitlines()
+    given = [
+        line.partition("train.py ")[2] for line in lines if line.startswith("KERAS_BACKEND=jax python train.py --")
+    ]
+    assert len(given) > 1
+    for arguments in given:
+        train.parse(shlex.split(arguments))
 
 
 def test_the_make_targets_exist():
-    makefile = (ROOT / "Makefile").read_text()
-    named = {line.split()[1] for line in commands() if line.startswith("make ")}
-    assert named
-    for target in named:
-        assert f"\n{target}:" in makefile
+    targets = [line.split()[1] for block in shell_blocks() for line in block.split("\n") if line.startswith("make ")]
+    assert targets
+    for target in targets:
+        assert f"\n{target}:" in (ROOT / "Makefile").read_text()
 
 
-def test_every_file_of_the_root_is_in_the_tour():
-    text = (ROOT / "README.md").read_text()
-    for path in ROOT.glob("*.py"):
-        assert f"`{path.name}`" in text or path.stem in model_names(), path.name
+def test_every_module_and_recipe_is_listed():
+    paths = [path for pattern in ("*.py", "tiny_imagenet/*.py", "tools/*.py") for path in ROOT.glob(pattern)]
+    names = {path.name for path in paths} - {"__init__.py"}
+    assert [name for name in sorted(names | RECIPES.keys()) if f"`{name}`" not in README] == []
+    assert {f"{name}.py" for name in model_names()} <= names
 
 
-def test_the_results_table_is_made_from_the_results():
-    text = (ROOT / "README.md").read_text()
-    assert report.BEGIN + report.results_table() + report.END in text
-    assert report.BOARD_BEGIN + report.board() + report.BOARD_END in text
-    for folder in {path.parent.parent for path in report.RESULTS.glob("*/*/result.json")}:
-        begin, end = report.marks(folder.name)
-        assert begin not in text or begin + report.results_table(folder.name) + end in text
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!http)(.*?)\)", page.read_text()):
+        path, _, anchor = target.partition("#")
+        linked = page.parent / path if path else page
+        assert linked.exists(), target
+        headings = re.findall(r"^#+ (.*)$", linked.read_text(), flags=re.MULTILINE) if anchor else []
+        assert anchor in ["", *(heading.lower().replace(" ", "-") for heading in headings)], target
 
 
-def test_the_figures_beside_2017_s_are_those_of_the_results():
-    rows = re.findall(r"\| \[\**([\d.]+) / ([\d.]+) %\**\]\((results/.*?)\) \|\n", (ROOT / "README.md").read_text())
+def test_the_generated_tables_match_the_results():
+    assert generated("results") == tables.results_table() != ""
+    assert generated("board") == tables.board() != ""
+    assert generated("losses", "tools/report.py --group losses") == tables.results_table("losses") != ""
+
+
+def test_the_comparison_with_2017_matches_the_results():
+    pair = r"\**([\d.]+) / ([\d.]+) %\**"
+    rows = re.findall(rf"\| \[{pair}\]\((results/.*?)\) \| {pair} \|\n", README)
     assert len(rows) > 5
-    for *figures, folder in rows:
+    for single_top_1, ten_top_1, folder, single_top_5, ten_top_5 in rows:
         row = json.loads((ROOT / folder / "result.json").read_text())
-        assert figures == [f"{100 * row[f'{crops}_top_1']:.1f}" for crops in ("center", "ten_crops")], folder
+        found = [f"{100 * row[f'{crop}_top_{k}']:.1f}" for k in (1, 5) for crop in ("single_crop", "ten_crop")]
+        assert [single_top_1, ten_top_1, single_top_5, ten_top_5] == found, folder
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "results").rglob("result.json")), ids=lambda path: path.parent.name)
-def test_the_command_of_every_result_gives_its_settings(path: Path):
-    settings = json.loads((path.parent / "config.json").read_text())["config"]
-    words = shlex.split(json.loads(path.read_text())["command"].partition("train.py")[2])
-    filed = replace(from_dict(settings, str(path)), config_name="made_again")
-    assert train.parse([*words, "--config-name", "made_again"]).config == filed
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "results").rglob("result.json")), ids=lambda path: path.parent.name)
-def test_every_result_has_its_evidence(path: Path):
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.parent.name)
+def test_every_result_has_its_evidence_and_its_command_gives_its_settings(path: Path):
     for name in ("config.json", "metrics.jsonl", "curves.png"):
         assert (path.parent / name).stat().st_size > 0
+    settings = json.loads((path.parent / "config.json").read_text())["config"]
+    arguments = shlex.split(json.loads(path.read_text())["command"].partition("train.py")[2])
+    filed = replace(from_dict(settings, path), config_name="again")
+    assert train.parse([*arguments, "--config-name", "again"]).config == filed

@@ -1,276 +1,219 @@
-"""The real train.py, killed and stopped, gives the same as the run that never was: bit for bit."""
-
-from startup import UserError, keras
+"""A run that is killed or stopped, then resumed, ends with the same bits as one that was not."""
 
 import hashlib
 import json
-import shutil
 import signal
 import subprocess
 import sys
-import time
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import JAX_CACHE, ROOT, environment
+from helpers import JAX_CACHE, environment
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
 
-import checkpoints
-from config import TrainConfig
+import vgg_16
+from tiny_imagenet import ROOT
+from tiny_imagenet.callbacks import StopSignals
+from tiny_imagenet.checkpoint import CheckpointManager
+from tiny_imagenet.config import TrainConfig, differences
+from tiny_imagenet.model_io import load_run
+from tiny_imagenet.run_dir import list_checkpoints, read_seconds
 from train import train
 
-NUM_STEPS = 40  # 200 pictures, 4 times, 20 a step
-SETTINGS = {
-    "model_name": "vgg_16",  # dropout and augmentation are on
-    "width": 0.05,
-    "batch_size": 20,
-    "num_epochs": 4,
-    "eval_interval": 12,  # 12, 24, 36, and the last, shorter one
-    "summary_interval": 5,  # no divisor of it
-    "checkpoint_interval": 2,
-    "histogram_interval": 8,  # at steps at which nothing else is due
-}
-TIMES = {"images_per_second", "seconds"}  # what no two runs share
+SETTINGS = TrainConfig(
+    model_name="vgg_16",  # with dropout and augmentation
+    width=0.05,
+    crop_size=32,
+    batch_size=40,
+    num_epochs=7,  # 35 steps: 200 images, 7 times, 40 per step
+    eval_interval=10,  # at 10, 20, 30 and, after a shorter interval, 35
+    summary_interval=4,  # no divisor of it
+    checkpoint_interval=2,
+    histogram_interval=15,  # at steps where nothing else is due
+)
+TIMES = {"images_per_second", "seconds"}  # differ between any two runs
+
+BLOCKS = ((64,), (128,))  # of VGG-16: two convolutions instead of ten are compiled in a third of the time
+PROGRAM = f"""
+import os, sys, time
+import train, vgg_16
+from tiny_imagenet.checkpoint import CheckpointManager
+
+vgg_16.BLOCKS = {BLOCKS}
+first_step, number = int(sys.argv.pop(1)), int(sys.argv.pop(1))
+
+def save_then_signal(self, model, state, save=CheckpointManager.save):
+    save(self, model, state)
+    if number and state.step >= first_step:
+        os.kill(os.getpid(), number)
+        time.sleep(1)
+
+CheckpointManager.save = save_then_signal
+train.main()
+"""  # train.py with a shallow model; sends itself a signal as it starts to save a checkpoint of FIRST_STEP or later
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where and how a run is trained."""
-
-    cwd: Path
-    data_dir: Path
-    backend: str
-
-    @property
-    def folder(self) -> Path:
-        return self.cwd / "runs" / "vgg_16" / "default"
-
-    def start(self, *flags, **settings) -> subprocess.Popen:
-        """Starts train.py."""
-        settings = SETTINGS | {"data_dir": self.data_dir} | settings
-        pairs = [(f"--{name.replace('_', '-')}", str(value)) for name, value in settings.items()]
-        return subprocess.Popen(
-            [sys.executable, ROOT / "train.py", *(word for pair in pairs for word in pair), *flags],
-            cwd=self.cwd,
-            env=environment(self.backend) | JAX_CACHE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def run(self, *flags, **settings) -> str:
-        """Trains to the end; what train.py printed."""
-        process = self.start(*flags, **settings)
-        output, errors = process.communicate(timeout=200)
-        assert process.returncode == 0, errors
-        return output
-
-    def end_by(self, number: int, moment, *flags) -> tuple[int, str, str]:
-        """Starts train.py and sends it a signal as soon as `moment` has come: its exit status and its output."""
-        process = self.start(*flags)
-        while not moment(self):
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.0005)
-        process.send_signal(number)
-        output, errors = process.communicate(timeout=200)
-        return process.returncode, output, errors
-
-    def last_step(self) -> int:
-        """Of the newest checkpoint."""
-        return max([int(path.name[5:]) for path in (self.folder / "checkpoints").glob("step_*")], default=0)
+def start(config: TrainConfig, *words, backend="tensorflow", signal_at=None, **env) -> subprocess.Popen:
+    """Starts train.py or, with `signal_at` = (first_step, number), the program above; number 0 is no signal."""
+    flags = []
+    for name, (value, _) in differences(config, TrainConfig()).items():
+        flags += ["--" + name.replace("_", "-"), *(value if isinstance(value, tuple) else [value])]
+    script = ["-c", PROGRAM, *signal_at] if signal_at else [ROOT / "train.py"]
+    command = [sys.executable, *map(str, [*script, *flags, *words])]
+    env = environment(backend) | JAX_CACHE | {"PYTHONPATH": str(ROOT)} | env
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def before_the_first_save(place):
-    """Training has begun to write its logs."""
-    return any((place.folder / "tensorboard").glob("train/*")) and not place.last_step()
+def finish(process: subprocess.Popen, code: int = 0) -> str:
+    """Waits for the end; what the process printed."""
+    output, errors = process.communicate(timeout=600)
+    assert process.returncode == code, errors
+    return output
 
 
-def after_step(step):
-    """A state of this step or a later one is saved."""
-    return lambda place: place.last_step() >= step
-
-
-def while_saving(place):
-    """A save later than the first evaluation has begun and not ended."""
-    return place.last_step() >= 14 and any((place.folder / "checkpoints").glob(".writing-*"))
+def newest_step(folder: Path) -> int:
+    """The step of the newest checkpoint; 0 without one."""
+    return max((int(path.name[5:]) for path in list_checkpoints(folder)), default=0)
 
 
 # What is compared
 
 
 def sha256(arrays) -> str:
-    """Over types, shapes and bytes, in the order of the names, which begin with a number."""
+    """Over types, shapes and bytes."""
     digest = hashlib.sha256()
-    for _, array in sorted(arrays.items()):
+    for array in map(np.asarray, arrays):
         digest.update(f"{array.dtype} {array.shape}".encode() + array.tobytes())
     return digest.hexdigest()
 
 
-def final_state(folder) -> str:
+def final_variables(folder) -> str:
     """Of everything that a step reads or changes, after the last step."""
-    with np.load(checkpoints.checkpoints(folder)[-1] / "arrays.npz") as arrays:
-        return sha256(arrays)
+    with np.load(list_checkpoints(folder)[-1] / "arrays.npz") as arrays:
+        return sha256(arrays[name] for name in sorted(arrays))  # the names begin with a number
 
 
-def best_weights(folder) -> str:
-    model = keras.saving.load_model(folder / "best.keras", compile=False)
-    return sha256({f"{number:04d}": np.asarray(one) for number, one in enumerate(model.weights)})
+def final_weights(folder) -> str:
+    """Of best.keras or last.keras."""
+    return sha256(load_run(folder).model.weights)
 
 
-def control(folder) -> dict:
-    """The rate, its cuts, and the accuracies that they were decided by."""
-    path = checkpoints.checkpoints(folder)[-1] / "progress.json"
-    return {name: value for name, value in json.loads(path.read_text()).items() if name not in ("seconds", "log_sizes")}
+def final_state(folder) -> dict:
+    """The learning rate, its cuts, and the accuracies that decided them."""
+    values = json.loads((list_checkpoints(folder)[-1] / "state.json").read_text())
+    return {name: value for name, value in values.items() if name not in ("seconds", "log_sizes")}
 
 
-def points(folder) -> list[dict]:
-    """Of metrics.jsonl, without times."""
+def curves(folder) -> list[dict]:
+    """The lines of metrics.jsonl, without times."""
     lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
 
 
-def events(folder, split) -> EventAccumulator:
-    found = EventAccumulator(str(folder / "tensorboard" / split), size_guidance={"tensors": 0, "histograms": 0})
-    return found.Reload()
-
-
-def charts(folder) -> dict[tuple[str, str], list[tuple[int, float]]]:
-    """(split, tag) -> (step, value) of every scalar in TensorBoard's files; the value of a time is left out."""
+def charts(folder) -> dict[tuple[str, str], list[tuple]]:
+    """(split, tag) -> [(step, value)] of TensorBoard's files, without the values of times and texts."""
     found = {}
     for split in ("train", "validation"):
-        accumulator = events(folder, split)
-        for tag in accumulator.Tags()["tensors"]:
-            if accumulator.SummaryMetadata(tag).plugin_data.plugin_name != "scalars":
-                continue
-            series = [(event.step, make_ndarray(event.tensor_proto).item()) for event in accumulator.Tensors(tag)]
-            found[split, tag] = [(step, 0.0 if tag in TIMES else value) for step, value in series]
+        events = EventAccumulator(str(folder / "tensorboard" / split), size_guidance={"tensors": 0}).Reload()
+        for tag in events.Tags()["tensors"]:
+            exact = tag not in TIMES and events.SummaryMetadata(tag).plugin_data.plugin_name != "text"
+            series = [(event.step, make_ndarray(event.tensor_proto)) for event in events.Tensors(tag)]
+            found[split, tag] = [(step, value.tolist() if exact else None) for step, value in series]
     return found
 
 
-def histogram_steps(folder) -> dict[str, list[int]]:
-    accumulator = events(folder, "train")
-    tags = [tag for tag in accumulator.Tags()["tensors"] if tag.startswith(("weights/", "activations/"))]
-    return {tag: [event.step for event in accumulator.Tensors(tag)] for tag in tags}
-
-
 def assert_same_run(folder, reference) -> None:
-    assert points(folder) == points(reference)
-    assert control(folder) == control(reference)
-    assert charts(folder) == charts(reference)
-    assert histogram_steps(folder) == histogram_steps(reference)
-    assert best_weights(folder) == best_weights(reference)
-    assert final_state(folder) == final_state(reference)
+    """All that two runs leave is the same but for times."""
+    for compared in (curves, charts, final_state, final_weights, final_variables):
+        assert compared(folder) == compared(reference), compared
     assert not list(folder.rglob(".writing-*"))
 
 
 # The runs
 
 
+@pytest.fixture(scope="module", autouse=True)
+def shallow_model():
+    with pytest.MonkeyPatch.context() as patches:
+        patches.setattr(vgg_16, "BLOCKS", BLOCKS)
+        yield
+
+
 @pytest.fixture(scope="module")
-def reference(sample_dir, tmp_path_factory) -> Place:
-    """A run that nothing happened to; all its later states are kept."""
-    place = Place(tmp_path_factory.mktemp("reference"), sample_dir, "tensorflow")
-    place.run(keep_checkpoints=8)
-    return place
+def reference(sample_dir, tmp_path_factory) -> Path:
+    """The folder of a run that was never interrupted."""
+    return train(replace(SETTINGS, data_dir=str(sample_dir), runs_dir=str(tmp_path_factory.mktemp("reference"))))
 
 
-def test_no_step_is_missing_or_doubled_or_goes_backwards(reference):
-    found = charts(reference.folder)
-    for (split, tag), series in found.items():
-        steps = [step for step, _ in series]
-        assert all(before < after for before, after in pairwise(steps)), (split, tag)
-        assert steps == ([12, 24, 36, 40] if split == "validation" else list(range(5, 41, 5)))
-    assert {tag for split, tag in found if split == "validation"} == {"data_loss", "top_1", "top_5", "seconds"}
-    assert [point["step"] for point in points(reference.folder) if point["split"] == "validation"] == [12, 24, 36, 40]
-
-
-def test_a_run_that_is_killed_and_stopped_again_and_again_ends_as_if_nothing_had_happened(reference, tmp_path):
-    place = Place(tmp_path, reference.data_dir, "tensorflow")
-    assert place.end_by(signal.SIGKILL, before_the_first_save)[0] == -signal.SIGKILL
-    assert place.end_by(signal.SIGKILL, after_step(6), "--resume")[0] == -signal.SIGKILL
-    assert place.end_by(signal.SIGKILL, while_saving, "--resume")[0] == -signal.SIGKILL
-
-    status, output, errors = place.end_by(signal.SIGINT, after_step(place.last_step() + 2), "--resume")
-    assert (status, errors.strip().count("\n")) == (128 + signal.SIGINT, 0)
-    assert "stopping after this step" in errors
-    go_on = "python train.py --model-name vgg_16 --config-name default --resume"
-    assert f"stopped at step {place.last_step()}, state saved; to go on: {go_on}" in output
-
-    status, output, errors = place.end_by(signal.SIGTERM, after_step(place.last_step() + 2), "--resume")
-    assert (status, errors.strip().count("\n")) == (128 + signal.SIGTERM, 0)
-    assert f"stopped at step {place.last_step()}" in output
-
-    assert place.last_step() < NUM_STEPS
-    assert f"resumed at step {place.last_step()}" in place.run("--resume")
-    assert_same_run(place.folder, reference.folder)
-
-
-def earlier(place: Place) -> list[str]:
-    """The names of three states in a row, none of them the last; where the disk was slow, some steps have none."""
-    return [path.name for path in checkpoints.checkpoints(place.folder)][1:4]
-
-
-def test_going_on_from_an_earlier_checkpoint_repeats_what_followed(reference, tmp_path):
-    place = Place(tmp_path, reference.data_dir, "tensorflow")
-    shutil.copytree(reference.folder, place.folder)
-    name = earlier(reference)[0]
-    assert f"resumed at step {int(name[5:])}" in place.run("--resume-from", name)
-    assert_same_run(place.folder, reference.folder)
-
-
-def test_going_back_takes_the_best_model_back_too(reference, tmp_path, monkeypatch):
-    """Each state has the best model of its time beside it; here nothing is trained after it was taken up."""
-    folder = tmp_path / "vgg_16" / "default"
-    shutil.copytree(reference.folder, folder)
-    name = earlier(reference)[0]
-    then = folder / "checkpoints" / name / "best.keras"
-    expected = then.read_bytes()
-    (folder / "best.keras").write_bytes(b"of a later step")
-    clock = []
-    monkeypatch.setattr("train.run_intervals", lambda steps, *_: clock.append(steps.progress.seconds))
-    train(replace(checkpoints.read_config(folder)[0], runs_dir=str(tmp_path)), resume_from=name)
-    assert (folder / "best.keras").read_bytes() == expected
-    assert clock == [checkpoints.read_seconds(reference.folder)]  # which does not go back
-
-
-def test_a_refused_checkpoint_costs_neither_later_ones_nor_logs(reference, tmp_path):
-    folder = tmp_path / "vgg_16" / "default"
-    shutil.copytree(reference.folder, folder)
-    states = checkpoints.checkpoints(folder)
-    before, name, _ = earlier(reference)
-    np.savez(folder / "checkpoints" / name / "arrays.npz", other=np.zeros(3))
-    config = replace(checkpoints.read_config(folder)[0], runs_dir=str(tmp_path))
-    with pytest.raises(UserError, match=f"{name} is another model's.*; try --resume-from {before}"):
-        train(config, resume_from=name)
-    assert checkpoints.checkpoints(folder) == states
-    assert points(folder) == points(reference.folder)
-
-
-def test_the_same_seed_gives_the_same_model_and_another_one_another(sample_dir, tmp_path):
-    """In one process, as in a notebook, where Keras counts on: the second optimizer is called sgd_1."""
-    config = TrainConfig("logistic_regression", data_dir=str(sample_dir), runs_dir=str(tmp_path))
-    config = replace(config, batch_size=20, num_epochs=4, eval_interval=20)
-    whole = train(config)
-    half = replace(config, config_name="halves", num_epochs=2)
-    assert train(half) == train(replace(half, num_epochs=4), resume=True)
-    assert_same_run(half.run_dir, whole)
-    seconds = checkpoints.read_seconds(whole)
-    assert train(config, resume=True) == whole
-    assert checkpoints.read_seconds(whole) == seconds  # it had ended
-    assert final_state(train(replace(config, config_name="other", seed=1))) != final_state(whole)
+def test_no_step_is_missing_or_logged_twice(reference):
+    for (split, tag), series in charts(reference).items():
+        interval = 15 if tag.startswith(("weights/", "activations/")) else 4
+        expected = [10, 20, 30, 35] if split == "validation" else list(range(interval, 36, interval))
+        assert [step for step, _ in series if step] in ([], expected), tag  # []: written once, at the start
+    assert [point["step"] for point in curves(reference) if point["split"] == "validation"] == [10, 20, 30, 35]
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_exactly_under_jax_too(sample_dir, tmp_path):
+def test_a_run_that_was_killed_and_then_stopped(reference, sample_dir, tmp_path, monkeypatch, capsys):
+    """In one process, as in a notebook, Keras counts: the optimizer of the second model is called sgd_1."""
+    config = replace(SETTINGS, data_dir=str(sample_dir), runs_dir=str(tmp_path), num_epochs=4)
+    finish(start(config, signal_at=(12, signal.SIGKILL)), -signal.SIGKILL)
+    assert 10 <= newest_step(config.run_dir) < 20
+
+    def save_then_signal(self, model, state, save=CheckpointManager.save):
+        save(self, model, state)
+        if state.step >= 16:
+            monkeypatch.undo()
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(CheckpointManager, "save", save_then_signal)
+    with pytest.raises(SystemExit) as end:
+        train(config, resume=True)
+    assert end.value.code == 128 + signal.SIGTERM
+    step, (output, errors) = newest_step(config.run_dir), capsys.readouterr()
+    command = f"python train.py --model-name vgg_16 --config-name default --runs-dir {tmp_path} --resume"
+    assert f"stopped at step {step}, checkpoint saved; to continue: {command}" in output
+    assert "stopping after this step or evaluation" in errors
+
+    config = replace(config, num_epochs=SETTINGS.num_epochs)  # longer than it was meant to be
+    train(config, resume=True)
+    assert f"resumed at step {step}" in capsys.readouterr().out
+    assert_same_run(config.run_dir, reference)
+    seconds = read_seconds(config.run_dir)
+    train(config, resume=True)
+    assert read_seconds(config.run_dir) == seconds  # it had ended
+
+
+def test_the_second_ctrl_c_stops_at_once():
+    before = signal.getsignal(signal.SIGINT)
+    with StopSignals() as stop:
+        assert not stop.requested(1)
+        signal.raise_signal(signal.SIGINT)
+        assert stop.requested(2)
+        assert stop.received == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.slow
+def test_a_run_under_jax_with_a_schedule_growing_images_and_averaged_weights(sample_dir, tmp_path):
     pytest.importorskip("jax")
-    whole, killed = (Place(tmp_path / name, sample_dir, "jax") for name in ("whole", "killed"))
-    for place in (whole, killed):
-        place.cwd.mkdir()
-    whole.run()
-    assert killed.end_by(signal.SIGKILL, after_step(14))[0] == -signal.SIGKILL
-    assert "resumed at step" in killed.run("--resume")
-    assert_same_run(killed.folder, whole.folder)
+    settings = {
+        "model_name": "vgg_16_bn",
+        "num_epochs": 2,
+        "eval_interval": 8,
+        "crop_size": 40,
+        "image_sizes": (32, 40),
+    }
+    settings |= {"schedule": "cosine", "warmup": 0.2, "ema_momentum": 0.5, "random_resized_crop": (44, 64)}
+    config = replace(SETTINGS, data_dir=str(sample_dir), runs_dir=str(tmp_path), **settings)
+    whole, killed = (replace(config, config_name=name) for name in ("whole", "killed"))
+    process = start(whole, backend="jax", signal_at=(0, 0))
+    finish(start(killed, backend="jax", signal_at=(9, signal.SIGKILL)), -signal.SIGKILL)  # images grow at step 10
+    finish(process)
+    assert "resumed at step" in finish(start(killed, "--resume", backend="jax", signal_at=(0, 0)))
+    assert_same_run(killed.run_dir, whole.run_dir)

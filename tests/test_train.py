@@ -1,459 +1,319 @@
-"""The rule of 2017 for the rate, the command line, a model dropped beside the others."""
+"""Training as a whole: the command line, what is printed, stops, image sizes, EMA, a loss of NaN, wrong labels."""
 
-from startup import UserError
-
-import json
+import math
 import re
 import shutil
 import signal
 import subprocess
 import sys
-from contextlib import contextmanager
 from dataclasses import fields, replace
+from pathlib import Path
+from types import SimpleNamespace
 
+import keras
 import numpy as np
 import pytest
-from conftest import ROOT, assert_one_line_error, run_script
-from test_resume import final_state, points
+from helpers import make_run, quick_config, write
+from test_resume import assert_same_run, curves
 
-import checkpoints
-import models
 import train
-from config import RECIPES, TrainConfig
-from dataset import open_dataset
-from sample_data import draw_sample_set
-from train import TrainControl
-
-
-def rates(val_accs):
-    """The rate after each evaluation, as a multiple of the first, and whether the run is then over."""
-    control, found = TrainControl(lr=1.0), []
-    for val_acc in val_accs:
-        control.add_val_acc(val_acc)
-        control.update_lr()
-        found.append((round(control.lr, 6), control.done()))
-    return [rate for rate, _ in found], [done for _, done in found]
-
-
-@pytest.mark.parametrize(
-    ("val_accs", "expected"),
-    [
-        ([0.1, 0.2, 0.3, 0.4], [1, 1, 1, 1]),  # progress
-        ([0.3, 0.2], [1, 1]),  # never before the third
-        ([0.1, 0.3, 0.29], [1, 1, 0.2]),  # below the best
-        ([0.3, 0.1, 0.2, 0.4], [1, 1, 0.2, 0.2]),  # below the best of all, not only of the last two
-        ([0.300, 0.302, 0.3029], [1, 1, 0.2]),  # best, but within 0.002 of the mean, 0.301
-        ([0.300, 0.302, 0.3031], [1, 1, 1]),  # 0.0021 above the mean
-        ([0.1, 0.1, 0.1], [1, 1, 0.2]),  # equal to the best, and no progress
-        ([0.5, 0.4, 0.4, 0.6], [1, 1, 0.2, 0.2]),
-    ],
-)
-def test_rate_is_cut_to_a_fifth_when_there_is_no_progress(val_accs, expected):
-    assert rates(val_accs)[0] == expected
-
-
-def test_the_fourth_cut_ends_the_run():
-    found, done = rates([0.5, 0.4, 0.4, 0.4, 0.4, 0.4])
-    assert found == [1, 1, 0.2, 0.04, 0.008, 0.0016]
-    assert done == [False] * 5 + [True]
-
-
-def test_every_setting_has_a_help_text_and_the_defaults_are_those_of_2017(capsys):
-    with pytest.raises(SystemExit) as end:
-        train.parse(["--help"])
-    assert not end.value.code
-    text = capsys.readouterr().out
-    for item in fields(TrainConfig):
-        assert f"--{item.name.replace('_', '-')}" in text
-    for recipe in RECIPES:
-        assert f"  {recipe}: " in text
-    of_2017 = {"batch_size": 64, "num_epochs": 50, "summary_interval": 250, "eval_interval": 2000, "lr": 0.01}
-    of_2017 |= {
-        "reg": 5e-4,
-        "momentum": 0.9,
-        "dropout_keep_prob": 0.5,
-        "model_name": "vgg_16",
-        "config_name": "default",
-    }
-    assert {name: getattr(TrainConfig(), name) for name in of_2017} == of_2017
-
-
-def test_a_recipe_is_a_start_of_which_everything_can_be_changed(monkeypatch):
-    monkeypatch.setitem(RECIPES, "default", TrainConfig(lr=0.5, batch_size=7))
-    config = train.parse(["--lr", "0.25", "--no-random-flip", "--saturation", "1", "1"]).config
-    assert config == TrainConfig(lr=0.25, batch_size=7, random_flip=False, saturation=(1.0, 1.0))
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        {"batch_size": 0},
-        {"num_epochs": 0},
-        {"lr": -0.1},
-        {"lr": float("nan")},
-        {"lr": float("inf")},
-        {"momentum": 1.5},
-        {"reg": -1.0},
-        {"dropout_keep_prob": 0.0},
-        {"smoothing": 1.1},
-        {"smoothing": 0.2},  # of a loss that is not smoothed
-        {"width": 0.0},
-        {"crop_size": 65},
-        {"saturation": (2.0, 0.5)},
-        {"saturation": (-1.0, 0.5)},
-        {"hue": 0.6},
-        {"seed": -1},
-        {"summary_interval": 0},
-        {"eval_interval": 0},
-        {"histogram_interval": -1},
-        {"checkpoint_interval": 0},
-        {"keep_checkpoints": 0},
-        {"hidden_units": (0, 2048)},
-        {"dropout_layers": 3},
-        {"model_name": "../vgg_16"},
-        {"config_name": "a/b"},
-        {"config_name": ""},
-        {"warmup": 1.0},
-        {"resized_crop": (64, 44)},
-        {"resized_crop": (0, 44)},
-        {"resized_crop": (44, 65)},
-    ],
-)
-def test_a_value_out_of_range_is_named(values):
-    (name,) = values
-    with pytest.raises(UserError, match=name):
-        TrainConfig(**values)
-
-
-# A fixed schedule
-
-FIXED = TrainConfig(
-    "resnet_18", schedule="one_cycle", lr=0.8, warmup=0.25, picture_sizes=(32, 32, 48), resized_crop=(44, 64)
-)
-
-
-@pytest.mark.parametrize(
-    ("schedule", "warmup", "expected"),
-    [
-        ("one_cycle", 0.25, [0.25, 0.75, 11 / 12, 9 / 12, 7 / 12, 5 / 12, 3 / 12, 1 / 12]),  # 2 of 8 steps up to 1
-        ("one_cycle", 0.0, [0.95, 0.85, 0.75, 0.65]),
-        ("cosine", 0.0, [0.99384417, 0.94550326, 0.85355339]),  # (1 + cos(pi (n + 1/2) / 10)) / 2
-    ],
-)
-def test_the_rate_rises_and_falls_to_zero(schedule, warmup, expected):
-    total = 10 if warmup == 0 else 8
-    config = replace(FIXED, lr=1.0, schedule=schedule, warmup=warmup)
-    rates = [float(train.FixedSchedule(config, total)(step)) for step in range(total)]
-    assert rates[: len(expected)] == pytest.approx(expected, rel=1e-5)
-    assert 0 < rates[-1] < 0.1
-
-
-@pytest.mark.parametrize("total", [3, 7, 10, 100])
-def test_each_size_of_pictures_has_an_equal_part_of_the_run(total):
-    sizes = [train.picture_size(FIXED, step, total) for step in range(total)]
-    assert sizes == sorted(sizes)
-    assert abs(sizes.count(48) - total / 3) < 1
-    step = 0
-    while step < total:
-        until = train.same_size_until(FIXED, step, total)
-        assert step < until and len(set(sizes[step:until])) == 1
-        step = until
-    assert step == total
-    assert train.same_size_until(replace(FIXED, picture_sizes=(32, 32, 48)), 0, 30) == 20  # over two parts
-    assert train.eval_size(FIXED, total, total) == 56
-    assert train.eval_size(FIXED, 1, total) == round(56 * 32 / 48)
-    assert train.picture_size(TrainConfig(), 5, 10) == train.eval_size(TrainConfig(), 5, 10) == 56
-
-
-@contextmanager
-def shallow():
-    """ResNet with four of its eight blocks, which is built and compiled the sooner; one of them has a short cut."""
-    with pytest.MonkeyPatch.context() as patches:
-        patches.setattr("resnet_18.STAGES", (64, 128))
-        yield
+from evaluate import compute_scores
+from tiny_imagenet import ROOT
+from tiny_imagenet.callbacks import StepCallback, StopSignals
+from tiny_imagenet.checkpoint import CheckpointManager, TrainState, read_checkpoint
+from tiny_imagenet.config import TrainConfig
+from tiny_imagenet.dataset import open_dataset
+from tiny_imagenet.errors import UserError
+from tiny_imagenet.layers import batch_norm
+from tiny_imagenet.messages import warn_of_wrong_labels
+from tiny_imagenet.model_io import load_run, read_initial_weights
+from tiny_imagenet.recipes import RECIPES
+from tiny_imagenet.run_dir import list_checkpoints, read_config
+from tiny_imagenet.schedules import FixedLengthSchedule, TrainControl
+from tiny_imagenet.summaries import Summaries
 
 
 @pytest.fixture(scope="module", autouse=True)
-def a_shallow_net():
-    with shallow():
-        yield
-
-
-@pytest.fixture(scope="module")
-def whole(sample_dir, tmp_path_factory):
-    """The folder of a run that nothing happened to, whose every state is kept."""
-    config = tiny_fixed(sample_dir, tmp_path_factory.mktemp("whole"), summary_interval=5, keep_checkpoints=20)
+def quick_runs():
+    """Runs log no images and no graph (test_summaries.py); however slow the disk is, they save what is due."""
     with pytest.MonkeyPatch.context() as patches:
-        patches.setattr(checkpoints.StateSaver, "busy", lambda _: False)  # however slow the disk is
-        return train.train(config)
+        patches.setattr(Summaries, "start", lambda *_: None)
+        patches.setattr(CheckpointManager, "busy", lambda _: False)
+        yield
+    keras.config.set_dtype_policy("float32")
 
 
-@pytest.mark.parametrize("steps", [(7, 13), (8, 20)], ids=str)
-def test_stops_at_any_steps_lose_nothing(whole, sample_dir, tmp_path, monkeypatch, steps):
-    """Within an interval and at a change of size; at an interval's last step and at the last of all."""
-    stopped = tiny_fixed(sample_dir, tmp_path, summary_interval=5, keep_checkpoints=20)
-
-    def stop(self, batch, logs, on_step=train.Steps.on_train_batch_end):
-        if self.progress.step + 1 in steps:
-            self.stop_request.signal = signal.SIGTERM
-        on_step(self, batch, logs)
-
-    with monkeypatch.context() as patches:
-        patches.setattr(train.Steps, "on_train_batch_end", stop)
-        for step in steps:
-            with pytest.raises(SystemExit):
-                train.train(stopped, resume=step != steps[0])
-            assert checkpoints.checkpoints(stopped.run_dir)[-1].name == f"step_{step:08d}"
-    train.train(stopped, resume=True)
-    assert final_state(stopped.run_dir) == final_state(whole)
-    assert points(stopped.run_dir) == points(whole)
+@pytest.fixture
+def config(sample_dir, tmp_path) -> TrainConfig:
+    return quick_config(sample_dir, tmp_path / "runs")
 
 
-def tiny_fixed(sample_dir, tmp_path, **settings):
-    """20 steps, of which the first 14 are on smaller pictures; evaluations at 8, 16 and 20."""
-    config = replace(FIXED, data_dir=str(sample_dir), runs_dir=str(tmp_path), width=0.1, lr=0.05)
-    return replace(config, batch_size=20, num_epochs=2, eval_interval=8, checkpoint_interval=1, **settings)
+def points(folder, split: str) -> dict[int, dict]:
+    return {point["step"]: point for point in curves(folder) if point["split"] == split}
 
 
-def test_a_step_s_figures_are_read_while_the_next_one_runs_but_where_they_are_needed(sample_dir, tmp_path, monkeypatch):
-    """So that a GPU need not wait: 10 steps of 5, evaluated at 5 and 10, with points of the curves at 4 and 8."""
-    config = TrainConfig("logistic_regression", data_dir=str(sample_dir), runs_dir=str(tmp_path), batch_size=20)
-    config = replace(config, num_epochs=1, eval_interval=5, summary_interval=4)
-    read, after, done, found = train.Steps.read, train.Steps.on_train_batch_end, [], []
-
-    def on_train_batch_end(self, batch, logs):
-        assert not any(isinstance(value, float) for value in logs.values())  # not yet read by Keras
-        done.append(batch)
-        after(self, batch, logs)
-
-    def noted(self, logs, step):
-        found.extend([(len(done), step)] if logs else [])
-        return read(self, logs, step)
-
-    monkeypatch.setattr(train.Steps, "on_train_batch_end", on_train_batch_end)
-    monkeypatch.setattr(train.Steps, "read", noted)
-    train.train(config)
-    assert len(done) == 10
-    assert found == [(2, 1), (3, 2), (4, 3), (4, 4), (5, 5), (7, 6), (8, 7), (8, 8), (10, 9), (10, 10)]
+# The command line
 
 
-def test_a_run_with_a_fixed_schedule_keeps_the_last_weights_and_resumes_exactly(whole, tmp_path, capsys):
-    folder = tmp_path / "resnet_18" / "default"
-    shutil.copytree(whole, folder)
-    config = replace(checkpoints.read_config(folder)[0], runs_dir=str(tmp_path))
-    assert not (folder / "best.keras").exists()
-    model = checkpoints.load_run(folder).model
-    assert model.input_shape == (None, 56, 56, 3)
-    state_before, points_before = final_state(folder), points(folder)
-    assert [point["step"] for point in points_before if point["split"] == "validation"] == [8, 16, 20]
-    train_points = [point for point in points_before if point["split"] == "train"]
-    rates = {step: float(train.FixedSchedule(config, 20)(step)) for step in (5, 10, 15, 20)}
-    assert {point["step"]: point["learning_rate"] for point in train_points} == pytest.approx(rates)
-    with np.load(folder / "checkpoints" / "step_00000020" / "arrays.npz") as arrays:
-        kernel = next(arrays[name] for name in arrays if name.endswith(" fc/kernel"))
-    np.testing.assert_array_equal(model.get_layer("fc").kernel, kernel)
-    for step in (18, 14):  # within the last size, and as it begins
-        train.train(config, resume_from=f"step_{step:08d}")
-        assert "last validation top-1" in capsys.readouterr().out
-        assert final_state(folder) == state_before
-        assert points(folder) == points_before
-    with pytest.raises(UserError, match="num_epochs was 2, now 3"):
-        train.train(replace(config, num_epochs=3), resume=True)
+def test_help_names_every_setting_and_every_recipe(capsys):
+    with pytest.raises(SystemExit):
+        train.parse(["--help"])
+    text = capsys.readouterr().out
+    assert all(f"--{item.name.replace('_', '-')}" in text for item in fields(TrainConfig))
+    assert all(f"  {recipe}: " in text for recipe in RECIPES)
 
 
-def test_a_net_of_one_size_is_not_given_others(sample_dir, tmp_path):
-    with pytest.raises(UserError, match="vgg_16 takes pictures of one size alone; leave picture_sizes out"):
-        train.train(tiny_fixed(sample_dir, tmp_path, model_name="vgg_16"))
-    with pytest.raises(UserError, match="picture_sizes needs pictures that are scaled; set --resized-crop"):
-        train.train(tiny_fixed(sample_dir, tmp_path, resized_crop=(0, 0)))
-    assert not list(tmp_path.iterdir())
-
-
-def weights_of(folder):
-    return {weight.path: np.asarray(weight) for weight in checkpoints.load_run(folder).model.weights}
-
-
-def test_the_last_layer_alone_is_trained_on_the_frozen_features_of_another_run(
-    whole, sample_dir, tmp_path, capsys, monkeypatch
-):
-    config = replace(checkpoints.read_config(whole)[0], runs_dir=str(tmp_path), init_from=str(whole))
-    config = replace(config, freeze_features=True, loss="svm", reg=1.0, reg_last_only=True)
-    folder = train.train(config)
-    assert f"first weights from {whole}" in capsys.readouterr().out
-    before, after = weights_of(whole), weights_of(folder)
-    assert {path for path in after if not np.array_equal(after[path], before[path])} == {"fc/kernel", "fc/bias"}
-    state = final_state(folder)
-    monkeypatch.setattr(checkpoints, "load_run", None)  # the other run is not needed any more
-    train.train(config, resume_from="step_00000016")
-    assert final_state(folder) == state
-
-
-def test_first_weights_that_do_not_fit_are_refused(whole, sample_dir, tmp_path):
-    config = TrainConfig("resnet_18", data_dir=str(sample_dir), runs_dir=str(tmp_path), num_epochs=1, eval_interval=3)
-    config = replace(config, init_from=str(whole))
-    for frozen in (False, True):
-        with pytest.raises(UserError, match="init_from: .* has no conv1/kernel of the shape .*, such as --width"):
-            train.train(replace(config, width=0.2, freeze_features=frozen))
-    with pytest.raises(UserError, match="init_from: .* has no conv1_1/kernel of .* name a run of vgg_16"):
-        train.train(replace(config, model_name="vgg_16", width=0.05))
-    with pytest.raises(UserError, match="nowhere holds no run"):
-        train.train(replace(config, init_from=str(tmp_path / "nowhere"), data_dir="missing"))  # before any download
-    with pytest.raises(UserError, match="freeze_features .* --init-from RUN"):
-        replace(config, init_from="", freeze_features=True)
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.slow
-def test_a_fixed_schedule_runs_under_jax(sample_dir, tmp_path):
-    words = ["--recipe", "resnet_18_one_hour", "--data-dir", sample_dir, "--width", "0.1", "--batch-size", "20"]
-    words += ["--num-epochs", "2", "--eval-interval", "8", "--picture-sizes", "32", "48", "--summary-interval", "5"]
-    words += ["--ema-momentum", "0.5"]
-    result = run_script("train.py", *words, cwd=tmp_path, backend="jax")
-    assert result.returncode == 0, result.stderr
-    assert "end at step 20 (all epochs done)" in result.stdout
-    run = tmp_path / "runs" / "resnet_18" / "default"
-    result = run_script("evaluate.py", run, "--json", cwd=tmp_path, backend="jax")
-    assert result.returncode == 0, result.stderr
-    last = [point for point in points(run) if point["split"] == "validation"][-1]
-    assert json.loads(result.stdout)["center_top_1"] == pytest.approx(last["top_1"])
-
-
-def test_wrong_settings_are_answered_in_one_line(sample_dir, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    base = ("--data-dir", str(sample_dir), "--model-name", "logistic_regression")
-    answers = {
-        ("--lr", "-1"): ("lr", "0 to 1000000.0"),
-        ("--model-name", "vgg_61"): ("vgg_61", "logistic_regression", "single_layer_nn", "vgg_16", "-> keras.Model"),
-        ("--batch-size", "201"): ("batch_size", "200 training pictures"),
-        ("--num-epochs", "1"): ("eval_interval", "only 3 steps"),
-        ("--warmup", "0.1"): ("warmup", "--schedule"),
-        ("--picture-sizes", "32", "48"): ("picture_sizes", "--schedule"),
-        ("--ema-momentum", "0.999"): ("ema_momentum", "steps of the run"),
-    }
-    for arguments, words in answers.items():
-        with pytest.raises(UserError) as error:
-            train.train(train.parse([*base, *arguments]).config)
-        assert "\n" not in str(error.value)
-        for word in words:
-            assert word in str(error.value)
-    assert not (tmp_path / "runs").exists()
+def test_settings_of_a_recipe_can_be_changed_and_a_resumed_run_keeps_its_own(sample_dir, tmp_path):
+    changes = ["--lr", "0.25", "--no-random-flip", "--saturation", "1", "1"]
+    expected = replace(RECIPES["vgg_16_bn"], lr=0.25, random_flip=False, saturation=(1.0, 1.0))
+    assert train.parse(["--recipe", "vgg_16_bn", *changes]).config == expected
+    saved, _ = read_config(make_run(tmp_path, sample_dir, model_name="single_layer_nn", width=0.02, lr=0.3))
+    words = ["--recipe", "single_layer_nn", "--runs-dir", str(tmp_path), "--resume"]
+    assert train.parse(words).config == saved
+    assert train.parse([*words, "--num-epochs", "2"]).config == replace(saved, num_epochs=2)
 
 
 @pytest.mark.parametrize(
     ("words", "answer"),
     [
-        (("--batchsize", "3"), "--batchsize.* Perhaps you meant: --batch-size INT"),
-        (("--recipe", "none"), "invalid choice 'none' for argument '--recipe'"),
-        (("--saturation", "1"), "'--saturation'. Expected 2 values"),
-        (("--resume", "--resume-from", "step_00000001"), "--resume-from.* give one of them"),
+        ("--batchsize 3", "--batch-size"),  # these two are tyro's
+        ("--saturation 1", "--saturation"),
+        ("--lr -1", "error: lr is -1.0; it must be 0 to"),
+        ("--model-name vgg_61", "error: .*vgg_61.* logistic_regression, resnet_18, .*-> keras.Model"),
+        ("--warmup 0.1", "error: warmup needs a schedule of fixed length"),
+        ("--image-sizes 32 48 --schedule linear", "error: image_sizes .*--random-resized-crop"),
+        ("--init-from nowhere", "error: nowhere is not a run"),
+        ("--resume --resume-from step_00000010", "error: .* only one of them"),
     ],
 )
-def test_a_wrong_word_of_the_command_line_is_named(words, answer):
-    with pytest.raises(UserError, match=answer) as error:
-        train.parse(words)
-    assert "\n" not in str(error.value)
+def test_wrong_settings_are_named_before_the_dataset_is_downloaded(tmp_path, monkeypatch, capsys, words, answer):
+    monkeypatch.setattr(train, "open_dataset", lambda *_, **__: pytest.fail("the dataset was opened"))
+    monkeypatch.setattr(sys, "argv", ["train.py", "--runs-dir", str(tmp_path / "runs"), *words.split()])
+    with pytest.raises(SystemExit) as end:
+        train.main()
+    assert re.search(answer, capsys.readouterr().err + str(end.value))
+    assert end.value.code == 2 or "\n" not in end.value.code
+    assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"step": "10"}, "step"),
-        ({"step": 11}, "step 11 in step_00000010"),
-        ({"step": -10}, "step"),
-        ({"seconds": None}, "TypeError"),
-        ({"best_val_acc": "x"}, "ValueError"),
-        ({"control": {"lr": 0.1, "val_accs": "123", "num_cuts": 0}}, "ValueError"),
-        ({"control": []}, "TypeError"),
-        ({"log_sizes": "none"}, "AttributeError"),
-        ({"log_sizes": {"metrics.jsonl": -1}}, "ValueError"),
-    ],
-    ids=str,
-)
-def test_progress_of_a_wrong_kind_is_named(sample_dir, tmp_path, change, words):
-    config = TrainConfig("logistic_regression", data_dir=str(sample_dir), runs_dir=str(tmp_path))
-    config = replace(config, batch_size=20, num_epochs=1, eval_interval=10)
-    path = train.train(config) / "checkpoints" / "step_00000010" / "progress.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(UserError, match=f"progress.json was not written by this version .*{words}"):
-        train.train(config, resume=True)
+# A run, seen by its user
 
 
-def test_a_resumed_run_keeps_its_own_settings_whatever_its_recipe_says(sample_dir, tmp_path):
-    words = ["--recipe", "single_layer_nn", "--data-dir", str(sample_dir), "--runs-dir", str(tmp_path)]
-    settings = ["--batch-size", "20", "--num-epochs", "1", "--eval-interval", "10", "--width", "0.02"]
-    asked = train.parse([*words, *settings]).config
-    train.train(asked)
-    assert train.parse([*words, "--resume"]).config == asked
-    assert train.parse([*words, "--resume", "--num-epochs", "2"]).config == replace(asked, num_epochs=2)
-
-
-def test_the_longest_average_that_the_error_names_is_taken(sample_dir):
-    config = TrainConfig("logistic_regression", batch_size=20, num_epochs=150, eval_interval=10, ema_momentum=0.99999)
-    data = open_dataset(sample_dir)
-    with pytest.raises(UserError, match="ema_momentum") as error:
-        train.count_steps(config, data)
-    longest = float(re.search("set --ema-momentum to (.*) or less", str(error.value)).group(1))
-    assert train.count_steps(replace(config, ema_momentum=longest), data) == 1500
-
-
-def test_one_class_alone_is_refused(tmp_path):
-    draw_sample_set(tmp_path / "one", num_classes=1, train_per_class=70, val_per_class=2)
-    with pytest.raises(UserError, match="has one class alone"):
-        train.train(TrainConfig("logistic_regression", data_dir=str(tmp_path / "one"), runs_dir=str(tmp_path / "runs")))
-    assert not (tmp_path / "runs").exists()
-
-
-@pytest.mark.parametrize(
-    ("unit", "model", "picked"),
-    [
-        ("avx512_bf16", "vgg_16", "mixed_bfloat16"),
-        ("avx512_bf16", "single_layer_nn", "float32"),
-        ("", "vgg_16", "float32"),
-    ],
-)
-def test_precision_auto_picks_by_device_and_model_and_keeps_it(
-    sample_dir, tmp_path, monkeypatch, capsys, unit, model, picked
-):
-    monkeypatch.setattr(models, "bfloat16_unit", lambda: unit)
-    config = TrainConfig(model, data_dir=str(sample_dir), runs_dir=str(tmp_path), precision="auto", width=0.02)
-    folder = train.train(replace(config, num_epochs=1, batch_size=100, eval_interval=2))
-    assert f"precision auto: {picked} (" in capsys.readouterr().out
-    assert checkpoints.read_config(folder)[0].precision == picked
-    assert checkpoints.load_run(folder).model.layers[1].compute_dtype == picked.removeprefix("mixed_")
-
-
-@pytest.mark.parametrize(
-    ("script", "words", "answer"),
-    [
-        ("train.py", ("--batch-size", "many"), "--batch-size: invalid literal for int() with base 10: 'many'"),
-        ("evaluate.py", ("--jason",), "Unrecognized options: --jason"),
-        ("sample_data.py", ("--seed", "one"), "--seed: invalid literal"),
-    ],
-)
-def test_a_command_line_that_cannot_be_read_is_answered_in_one_line(script, words, answer, tmp_path):
-    assert_one_line_error(run_script(script, *words, cwd=tmp_path), answer, f"{script} --help")
-
-
-def test_a_run_ends_with_a_model_that_evaluates(sample_dir, tmp_path):
-    settings = ("--num-epochs", 2, "--eval-interval", 5, "--summary-interval", 2, "--width", 0.05)
-    result = run_script("train.py", "--data-dir", sample_dir, *settings, cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert "width 0.05 (default 1.0)" in result.stdout
-    assert "end at step 6" in result.stdout  # 6 = 2 * 200 // 64: evaluated at step 5 and at the end
-    run = tmp_path / "runs" / "vgg_16" / "default"
-    result = run_script("evaluate.py", run, cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert "vgg_16/default" in result.stdout
-    again = run_script("train.py", "--data-dir", sample_dir, *settings, cwd=tmp_path)
-    assert_one_line_error(again, "--resume", "--config-name")
-
-
-def test_a_new_file_is_a_new_model(sample_dir, tmp_path):
-    for path in ROOT.glob("*.py"):
-        shutil.copy(path, tmp_path)
+@pytest.mark.slow
+def test_a_new_file_is_a_new_model_and_the_run_says_what_it_did(sample_dir, tmp_path):
+    for path in (*ROOT.glob("*.py"), *ROOT.glob("tiny_imagenet/*.py")):
+        write(tmp_path / path.relative_to(ROOT), path.read_bytes())
     text = (ROOT / "logistic_regression.py").read_text()
-    (tmp_path / "my_model.py").write_text(text.replace("logistic_regression", "my_model"))
-    settings = ["--data-dir", sample_dir, "--num-epochs", "1", "--eval-interval", "3", "--model-name", "my_model"]
-    result = subprocess.run([sys.executable, "train.py", *settings], cwd=tmp_path, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert (tmp_path / "runs" / "my_model" / "default" / "best.keras").exists()
+    write(tmp_path / "my_model.py", text.replace("logistic_regression", "my_model"))
+    words = ["--data-dir", sample_dir, "--model-name", "my_model", "--batch-size", "20", "--num-epochs", "2"]
+    words += ["--eval-interval", "15", "--summary-interval", "4"]
+    result = subprocess.run([sys.executable, "train.py", *words], cwd=tmp_path, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+    name, (about, settings, *evaluations, end, following) = "runs/my_model/default", result.stdout.splitlines()
+    counts = "94,090 parameters, 10 classes, 200 training and 50 validation images, 20 steps of 20 images"
+    assert about == f"{name}: {counts}"
+    assert "model_name my_model (default vgg_16)" in settings and "batch_size 20 (default 64)" in settings
+    training, validation = (points(tmp_path / name, split) for split in ("train", "validation"))
+    for line, step, before in zip(evaluations, (15, 20), (12, 20), strict=True):
+        ours, theirs = training[before], validation[step]
+        losses = f"training loss {ours['data_loss']:.3f}, .*; validation loss {theirs['data_loss']:.3f}, top-1"
+        assert re.fullmatch(f"step {step}: {losses} {theirs['top_1']:.2%}, .*; learning rate 0.01; .* images/s", line)
+    best = max(point["top_1"] for point in validation.values())
+    reason = r"finished at step 20 \(all epochs done\) after \d+ s: best validation top-1"
+    assert re.fullmatch(rf"{reason} {best:.2%}, in {name}/best.keras", end)
+    assert following == f"next: python evaluate.py {name}, or: tensorboard --logdir runs"
+
+
+def test_without_progress_the_learning_rate_is_cut_four_times_and_the_run_ends(config, monkeypatch, capsys):
+    monkeypatch.setattr(train, "evaluate", lambda *_: {"data_loss": 1.0, "top_1": 0.5, "top_5": 0.5})
+    folder = train.train(replace(config, eval_interval=2, lr=0.001, summary_interval=1))
+    rates = [0.001 / 5 ** max(0, step // 2 - 2) for step in range(12)]  # first cut at the third evaluation, step 6
+    assert [point["learning_rate"] for point in points(folder, "train").values()] == pytest.approx(rates)
+    assert "finished at step 12 (no progress after the fourth cut" in capsys.readouterr().out
+    assert curves(folder)[-1] == {"split": "end", "step": 12}
+
+
+def test_metrics_of_a_step_are_read_while_the_next_one_runs_unless_they_are_needed(config, monkeypatch):
+    """So that a GPU need not wait: 10 steps, evaluated at 5 and 10, with points of the curves at 4 and 8."""
+    found = []
+
+    def note_read(self, logs, step, read=StepCallback._read):
+        found.extend([(self._state.step, step)] if logs else [])
+        assert not any(isinstance(value, float) for value in (logs or {}).values())  # Keras has not read them
+        return read(self, logs, step)
+
+    monkeypatch.setattr(StepCallback, "_read", note_read)
+    train.train(replace(config, num_epochs=1, eval_interval=5, summary_interval=4))
+    assert found == [(2, 1), (3, 2), (4, 3), (4, 4), (5, 5), (7, 6), (8, 7), (8, 8), (10, 9), (10, 10)]
+
+
+# Everything at once: larger and larger images, a schedule of fixed length, Muon, EMA, bfloat16
+
+
+def small_net(_: TrainConfig, num_classes: int) -> keras.Model:
+    """A convolution with batch normalization in place of ResNet-18."""
+    images = keras.Input((None, None, 3), dtype="uint8", name="images")
+    x = keras.layers.Rescaling(1 / 128, offset=-1, name="rescale")(images)
+    x = keras.layers.Conv2D(8, 3, 2, use_bias=False, name="conv1")(x)
+    x = keras.layers.ReLU(name="relu1")(batch_norm(name="norm1")(x))
+    x = keras.layers.Dense(num_classes, name="fc")(keras.layers.GlobalAveragePooling2D(name="pool")(x))
+    return keras.Model(images, keras.layers.Activation("linear", dtype="float32", name="logits")(x))
+
+
+@pytest.fixture(scope="module")
+def fixed(sample_dir):
+    """20 steps, the first 14 on smaller images; evaluated at 8, 16 and 20."""
+    settings = {"model_name": "resnet_18", "lr": 0.05, "optimizer": "muon", "ema_momentum": 0.8}
+    settings |= {"schedule": "linear", "warmup": 0.25, "image_sizes": (32, 32, 48), "random_resized_crop": (44, 64)}
+    settings |= {"eval_interval": 8, "summary_interval": 5, "checkpoint_interval": 1, "keep_checkpoints": 20}
+    with pytest.MonkeyPatch.context() as patches:
+        patches.setattr("resnet_18.resnet_18", small_net)
+        yield quick_config(sample_dir, "", precision="mixed_bfloat16", **settings)
+
+
+@pytest.fixture(scope="module")
+def whole(fixed, tmp_path_factory):
+    """The folder of such a run that was never stopped; it has all its checkpoints."""
+    sizes, rescale = set(), keras.layers.Rescaling.call
+
+    def note_size(self, images):
+        if not isinstance(images, keras.KerasTensor):
+            sizes.add(images.shape[1])
+        return rescale(self, images)
+
+    with pytest.MonkeyPatch.context() as patches:
+        patches.setattr(keras.layers.Rescaling, "call", note_size)
+        folder = train.train(replace(fixed, runs_dir=str(tmp_path_factory.mktemp("whole"))))
+    assert sizes == {32, 37, 48, 56}  # in training and in evaluation; None would be a slower graph for any size
+    return folder
+
+
+def test_stops_at_any_step_change_nothing(whole, fixed, tmp_path, monkeypatch, capsys):
+    """In an interval as the images get larger, at an interval's last step, and at the last of all."""
+    config, stops = replace(fixed, runs_dir=str(tmp_path)), (14, 16, 20)
+
+    def requested(self, step):
+        self.received = signal.SIGTERM if step in stops else self.received
+        return self.received is not None
+
+    monkeypatch.setattr(StopSignals, "requested", requested)
+    for step in stops:
+        with pytest.raises(SystemExit) as end:
+            train.train(config, resume=step != stops[0])
+        assert end.value.code == 128 + signal.SIGTERM
+        assert [int(path.name[5:]) for path in list_checkpoints(config.run_dir)] == list(range(1, step + 1))
+        assert (f"\nstopped at step {step}, checkpoint saved; " in capsys.readouterr().out) == (step < 20)
+    assert_same_run(config.run_dir, whole)
+
+
+def test_the_averaged_weights_at_the_end_are_kept_and_the_schedule_is_followed(whole, fixed):
+    assert not (whole / "best.keras").exists()
+    run, validation = load_run(whole), points(whole, "validation")
+    assert run.model.input_shape == (None, 56, 56, 3)
+    arrays, _, _ = read_checkpoint(list_checkpoints(whole)[-1])
+    by_path = {name.partition(" ")[2]: array for name, array in arrays.items()}
+    (average,) = (array for path, array in by_path.items() if "average" in path and "fc_kernel" in path)
+    np.testing.assert_array_equal(run.model.get_layer("fc").kernel, average)
+    assert not np.array_equal(average, by_path["fc/kernel"])
+    assert list(validation) == [8, 16, 20]
+    scores = compute_scores(run.model, open_dataset(fixed.data_dir).val, fixed)
+    assert scores.single_crop_top_1 == pytest.approx(validation[20]["top_1"])
+    rates = {step: point["learning_rate"] for step, point in points(whole, "train").items()}
+    schedule = FixedLengthSchedule(fixed, 20)
+    assert rates == pytest.approx({step: float(schedule(step)) for step in (5, 10, 15, 20)})
+
+
+def test_a_new_last_layer_is_trained_on_frozen_features(whole, fixed, tmp_path, capsys):
+    config = quick_config(fixed.data_dir, tmp_path, model_name="resnet_18", init_from=str(whole), num_epochs=1)
+    config = replace(config, freeze_features=True, loss="svm", reg=1.0, reg_last_only=True, precision=fixed.precision)
+    folder = train.train(config)
+    assert f"from {whole}; new: fc/kernel, fc/bias" in capsys.readouterr().out
+    before, after = ({w.path: np.asarray(w) for w in load_run(path).model.weights} for path in (whole, folder))
+    assert {path for path in after if not np.array_equal(after[path], before[path])} == {"fc/kernel", "fc/bias"}
+    assert not read_initial_weights(replace(config, init_from="gone"), resuming=True)  # the checkpoint has them
+
+
+def test_a_model_of_one_image_size_is_not_given_others(fixed, tmp_path):
+    with pytest.raises(UserError, match="vgg_16 needs images of one size; remove image_sizes"):
+        train.train(replace(fixed, model_name="vgg_16", width=0.02, runs_dir=str(tmp_path)))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_in_float16_resumes_exactly(config, tmp_path, monkeypatch):
+    """Its optimizer scales the loss; "auto" is recorded as what it was."""
+    monkeypatch.setattr(train, "resolve_precision", lambda config, _: replace(config, precision="mixed_float16"))
+    folder = train.train(replace(config, precision="auto"))
+    saved, _ = read_config(folder)
+    assert saved.precision == "mixed_float16"
+    copy = replace(saved, runs_dir=str(tmp_path / "copy"))
+    shutil.copytree(folder, copy.run_dir)
+    train.train(copy, resume_from="step_00000010")
+    assert_same_run(copy.run_dir, folder)
+    model = load_run(folder).model
+    assert {weight.dtype for weight in model.weights} == {"float32"}
+    assert (model.get_layer("fc1").compute_dtype, model.output.dtype) == ("float16", "float32")
+
+
+# A loss that is NaN or infinite
+
+
+def test_a_growing_loss_ends_the_run_and_the_last_finite_checkpoint_is_kept(config):
+    """L2 multiplies the weights by 1 - lr * reg = -99 in each step, until the sum of their squares overflows."""
+    config = replace(config, lr=1.0, reg=100.0, checkpoint_interval=1)
+    with pytest.raises(UserError) as error:
+        train.train(config)
+    arrays, state, _ = read_checkpoint(list_checkpoints(config.run_dir)[-1])
+    ended = f"the loss is inf at step {state.step + 1}; checkpoint step_{state.step:08d} is kept; try another --conf"
+    assert str(error.value).startswith(ended)
+    assert state.step > 2
+    assert all(np.isfinite(array).all() for array in arrays.values())
+
+
+FINDERS = {"checkpoint": "the weight fc1/kernel", "eval": "the validation loss", "histogram": "the loss"}
+
+
+@pytest.mark.parametrize("interval", FINDERS)
+def test_what_is_not_finite_is_named_and_not_saved(config, interval):
+    """With the largest values: the first loss is finite, the weights after the first step are not."""
+    advice = r"there is no checkpoint yet; try another --config-name and a lower --lr \(.*\) or --reg \(now 1e\+38\)"
+    with pytest.raises(UserError, match=rf"{FINDERS[interval]} is (nan|inf|-inf) at step \d; {advice}"):
+        train.train(replace(config, lr=1e6, reg=1e38, **{f"{interval}_interval": 1}))
+    assert not list_checkpoints(config.run_dir)
+    assert not (config.run_dir / "best.keras").exists()
+
+
+@pytest.mark.parametrize("interval", [500, 8])
+def test_the_step_with_the_nan_is_named_though_it_is_read_a_step_later(config, interval):
+    config = replace(config, checkpoint_interval=interval, weight_decay=0.5, precision="mixed_float16")
+    checkpoints = SimpleNamespace(busy=lambda: False, wait=lambda: None)
+    state, stop = TrainState(TrainControl(config.lr), step=5), SimpleNamespace(requested=lambda _: False)
+    callback = StepCallback(config, 20, state, None, checkpoints, None, stop, start_time=0.0)
+    callback._end = 20
+    answer = r"the loss is nan at step 7; there is no .*--lr \(now 0.01\) or --weight-decay .* or --precision mixed_bf"
+    with pytest.raises(UserError, match=answer):
+        for loss in (1.0, math.nan, math.nan):
+            callback.on_train_batch_end(0, {"loss": loss, "data_loss": loss, "top_1": 0.5})
+    assert state.step == 8
+
+
+# Labels that do not belong to the images
+
+
+def test_validation_at_chance_while_training_learns_is_a_warning(config, monkeypatch, capsys):
+    data = open_dataset(config.data_dir)
+    labels = np.random.default_rng(0).permutation(data.train.labels)
+    wrong = replace(data, val=replace(data.train, labels=labels))  # 200 images, enough to tell what chance is
+    monkeypatch.setattr(train, "open_dataset", lambda *_, **__: wrong)
+    config = replace(config, random_crop=False, random_flip=False, saturation=(1.0, 1.0))
+    train.train(replace(config, lr=0.003, num_epochs=6, eval_interval=60, summary_interval=10))
+    warning = r"warning: top-1 is \d\d.\d% in training but \d+.\d% in validation, no better than chance: .* {} are .*\n"
+    assert re.fullmatch(warning.format(data.root / "val"), capsys.readouterr().err)
+
+
+def test_when_labels_look_wrong(capsys):
+    """Of ten classes; 50 images are too few to tell 0.1 from 0.2."""
+    cases = ((0.5, 0.1, 200, 1), (0.5, 0.2, 200, 0), (0.15, 0.1, 200, 0), (0.5, 0.1, 50, 0))
+    for train_acc, val_acc, num_val, warns in cases:
+        val = SimpleNamespace(labels=np.zeros(num_val))
+        warn_of_wrong_labels(train_acc, val_acc, SimpleNamespace(class_ids=range(10), val=val, root=Path("data")))
+        assert capsys.readouterr().err.count("\n") == warns

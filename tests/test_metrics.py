@@ -1,0 +1,57 @@
+"""Accuracies, calibration and mistakes against values worked out by hand."""
+
+import numpy as np
+import pytest
+from keras import ops
+
+from metrics import (
+    accuracy,
+    class_accuracies,
+    expected_calibration_error,
+    most_confused,
+    top_5_accuracy,
+    top_k_accuracy,
+)
+
+
+def numpy(tensor) -> np.ndarray:
+    return ops.convert_to_numpy(tensor)
+
+
+def test_top_1_and_top_5():
+    logits, labels = np.array([[7, 6, 5, 4, 3, 2, 1]] * 4, np.float32), np.array([0, 1, 4, 5])
+    np.testing.assert_array_equal(numpy(accuracy(labels, logits)), [1, 0, 0, 0])
+    np.testing.assert_array_equal(numpy(top_5_accuracy(labels, logits)), [1, 1, 1, 0])
+
+
+def test_equal_logits_are_not_all_right():
+    logits = np.zeros((7, 7), np.float32)
+    assert numpy(accuracy(np.arange(7), logits)).sum() == 1
+    assert numpy(top_5_accuracy(np.arange(7), logits)).sum() == 5
+
+
+def test_fewer_classes_than_guesses():
+    labels, logits = np.array([1, 0], np.int32), np.array([[1.1, 0], [1, 1]], np.float32)
+    np.testing.assert_array_equal(numpy(top_5_accuracy(labels, logits)), [1, 1])
+    np.testing.assert_array_equal(numpy(top_k_accuracy(labels, logits, k=1)), [0, 1])
+
+
+def test_expected_calibration_error():
+    # 2 bins: (0, 0.5] has 0.4 and 0.5, one right; (0.5, 1] has 0.9 and 1.0, one right
+    confidences, hits = np.array([0.4, 0.5, 0.9, 1.0]), np.array([1, 0, 0, 1])
+    expected = 2 / 4 * abs(0.45 - 0.5) + 2 / 4 * abs(0.95 - 0.5)
+    assert expected_calibration_error(confidences, hits, bins=2) == pytest.approx(expected)
+    assert expected_calibration_error(np.array([0.0, 1.0], "float32"), np.array([0, 1])) == 0
+    assert expected_calibration_error(np.ones(4), np.array([1, 1, 1, 0])) == pytest.approx(0.25)
+
+
+def test_class_accuracies():
+    found = class_accuracies(np.array([0, 0, 1, 3]), np.array([0, 1, 1, 0]), 4)
+    np.testing.assert_array_equal(found, [0.5, 1, np.nan, 0])
+
+
+def test_most_confused():
+    labels, guesses = np.array([0, 2, 2, 2, 1, 1]), np.array([0, 1, 1, 0, 2, 2])
+    assert most_confused(labels, guesses) == [(1, 2, 2), (2, 1, 2), (2, 0, 1)]
+    assert most_confused(labels, guesses, count=1) == [(1, 2, 2)]
+    assert most_confused(labels, labels) == []

@@ -1,0 +1,232 @@
+"""What happens after a training step: points of the curves, checkpoints, stopping on a signal."""
+
+import math
+import os
+import signal
+import sys
+import time
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+from keras import ops
+from tqdm import tqdm
+
+from tiny_imagenet.checkpoint import CheckpointManager, TrainState
+from tiny_imagenet.cli import interrupted
+from tiny_imagenet.config import TrainConfig
+from tiny_imagenet.devices import is_main_process, reached_stop, shard
+from tiny_imagenet.errors import UserError
+from tiny_imagenet.recipes import BASE
+from tiny_imagenet.run_dir import find_checkpoint
+from tiny_imagenet.schedules import image_size_end
+from tiny_imagenet.summaries import HistogramSource, Summaries, l2_penalties
+
+METRICS = ("data_loss", "top_1", "top_5")  # what is logged of Keras's metrics
+
+
+class StopSignals:
+    """Turns the first Ctrl-C or SIGTERM into a request to stop after the current step; the second stops at once.
+
+    Of several processes, JAX passes SIGTERM on to all, so that they stop after the same step; Ctrl-C becomes SIGTERM.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        """The signal's number."""
+
+    def __enter__(self) -> "StopSignals":
+        """Installs the handlers."""
+        if interrupted():  # during the start, by a Ctrl-C whose exception a library swallowed
+            raise KeyboardInterrupt
+        numbers = [signal.SIGINT] if shard()[1] > 1 else [signal.SIGINT, signal.SIGTERM]
+        self._before = {number: signal.signal(number, self._note) for number in numbers}
+        return self
+
+    def __exit__(self, *_) -> None:
+        """Restores the previous handlers."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _frame) -> None:
+        if shard()[1] > 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
+        if self.received is not None:
+            raise KeyboardInterrupt
+        self.received = number
+        print("\nstopping after this step or evaluation to save a checkpoint; again: stop at once", file=sys.stderr)
+
+    def requested(self, step: int) -> bool:
+        """Whether training is to stop after this step."""
+        if shard()[1] > 1 and reached_stop(step):
+            self.received = signal.SIGTERM
+        return self.received is not None
+
+
+class UnreadLogs(keras.callbacks.CallbackList):
+    """Passes on the logs of a step without reading them: Keras's list reads them, so that a GPU waits every step."""
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """After each step."""
+        for callback in self.callbacks:
+            callback.on_train_batch_end(batch, logs)
+
+
+@contextmanager
+def running_metrics(model: keras.Model):
+    """Restores the model's metrics after the block, which may compute others, in an evaluation for example."""
+    values = [ops.convert_to_numpy(variable) for variable in model.metrics_variables]
+    yield
+    for variable, value in zip(model.metrics_variables, values, strict=True):
+        variable.assign(value)
+
+
+class StepCallback(keras.callbacks.Callback):
+    """Logs and saves between two evaluations.
+
+    `self.model` is touched only when something is due: under JAX, touching it copies the state of the step.
+
+    Args:
+        config: the run's.
+        total_steps: of the whole run.
+        state: how far the run is; it is updated.
+        summaries, checkpoints: what is written to.
+        histograms: None: no histograms between evaluations.
+        stop: whether a signal was received.
+        start_time: of the program, by `time.perf_counter`.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        total_steps: int,
+        state: TrainState,
+        summaries: Summaries,
+        checkpoints: CheckpointManager,
+        histograms: HistogramSource,
+        stop: StopSignals,
+        start_time: float,
+    ) -> None:
+        super().__init__()
+        self._config, self._total_steps, self._state, self._stop = config, total_steps, state, stop
+        self._summaries, self._checkpoints, self._histograms = summaries, checkpoints, histograms
+        self._start_time = start_time - state.seconds
+        self._unread: dict[str, Any] | None = None  # logs of the step before
+        self._running: list | None = None  # metrics since the last point, which `fit` resets
+        self._window_steps, self._window_seconds = 0, 0.0  # since the last point, without evaluations
+        hidden = None if is_main_process() else True  # None: hidden unless this is a terminal
+        self._bar = tqdm(total=total_steps, initial=state.step, unit="step", dynamic_ncols=True, disable=hidden)
+        self.last_point: dict[str, float] = {}
+        """The last point of the training curves; before the first, the metrics so far."""
+
+    def close(self) -> None:
+        """Ends the progress bar."""
+        self._bar.close()
+
+    def seconds(self) -> float:
+        """How long the run has trained, over all resumes."""
+        return time.perf_counter() - self._start_time
+
+    def interval_end(self) -> int:
+        """The step of the next evaluation or, if sooner, of the next change of image size or the end."""
+        step, interval = self._state.step, self._config.eval_interval
+        return min((step // interval + 1) * interval, image_size_end(self._config, step, self._total_steps))
+
+    def evaluation_due(self) -> bool:
+        """Whether an evaluation follows this step."""
+        step = self._state.step
+        return step % self._config.eval_interval == 0 or step == self._total_steps
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        """Keeps the metrics, which `fit` is about to reset, and notes where this call of `fit` ends."""
+        self._running = [ops.convert_to_numpy(variable) for variable in self.model.metrics_variables]
+        self._end = self.interval_end()
+
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        """Restores the metrics."""
+        for variable, value in zip(self.model.metrics_variables, self._running, strict=True):
+            variable.assign(value)
+        self._since = time.perf_counter()
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any]) -> None:
+        """`logs`: means since the last point, on the device; reading them waits for the step."""
+        step = self._state.count_step()
+        self._window_steps += 1
+        at_end, stop = step == self._end, self._stop.requested(step)
+        point, save = step % self._config.summary_interval == 0, step % self._config.checkpoint_interval == 0
+        due = point or save or at_end or stop
+        self._bar.update()
+        self._read(self._unread, step - 1)  # while the device computes this step
+        self._unread = None if due else logs
+        values = self._read(logs, step) if due else {}
+        if point:
+            self._write_point(values)
+        if self._config.histogram_interval and step % self._config.histogram_interval == 0 and is_main_process():
+            self._summaries.histograms(step, self._histograms.arrays(self.model))
+        if at_end:
+            self._window_seconds += time.perf_counter() - self._since
+            if "learning_rate" not in self.last_point:  # no point yet
+                self.last_point = select_metrics(values) | {"images_per_second": self._images_per_second()}
+        if stop:
+            self.model.stop_training = True
+        elif save and not self.evaluation_due() and not self._checkpoints.busy():
+            self.save(self.model)  # not if the evaluation saves anyway, nor if the disk is slower than training
+
+    def _read(self, logs: dict[str, Any] | None, step: int) -> dict[str, float]:
+        values = {name: float(ops.convert_to_numpy(value)) for name, value in (logs or {}).items()}
+        if values:
+            self.check_finite("the loss", values["loss"], step)
+            self._bar.set_postfix_str(f"loss {values['data_loss']:.3f}, top-1 {values['top_1']:.1%}", refresh=False)
+        return values
+
+    def _images_per_second(self) -> float:
+        return self._window_steps * self._config.batch_size / self._window_seconds
+
+    def _write_point(self, logs: dict[str, float]) -> None:
+        """Adds a point to the training curves: means over the last `summary_interval` steps; resets the means."""
+        now = time.perf_counter()
+        self._window_seconds += now - self._since
+        values = select_metrics(logs) | l2_penalties(self.model) | {"learning_rate": self.learning_rate(self.model)}
+        speed = {"images_per_second": self._images_per_second()}
+        self._summaries.scalars("train", self._state.step, values, speed | {"seconds": self.seconds()})
+        self.model.reset_metrics()
+        self.last_point = values | speed
+        self._window_steps, self._window_seconds, self._since = 0, 0.0, now
+
+    def log_evaluation(self, model: keras.Model, metrics: dict[str, float]) -> None:
+        """Adds a point to the validation curves, and histograms unless they have their own interval."""
+        self._summaries.scalars("validation", self._state.step, metrics, {"seconds": self.seconds()})
+        if not self._config.histogram_interval and is_main_process():
+            self._summaries.histograms(self._state.step, self._histograms.arrays(model))
+
+    def learning_rate(self, model: keras.Model) -> float:
+        """The learning rate of the next step."""
+        plateau = self._config.schedule == "plateau"
+        return self._state.control.lr if plateau else float(model.optimizer.learning_rate)
+
+    def save(self, model: keras.Model) -> None:
+        """Starts saving a checkpoint."""
+        self._state.record_seconds(self.seconds())
+        try:
+            self._checkpoints.save(model, self._state)
+        except FloatingPointError as error:
+            self.check_finite(f"the weight {error}", math.nan, self._state.step)
+
+    def check_finite(self, what: str, value: float, step: int) -> None:
+        """Raises UserError, which says what is saved and what to try, if a value is NaN or infinite."""
+        if math.isfinite(value):
+            return
+        self._checkpoints.wait()
+        saved, config = find_checkpoint(self._config.run_dir, None), self._config
+        advice = f"another --config-name and a lower --lr (now {self._state.control.lr:g})"
+        advice += f" or --reg (now {config.reg:g})" if config.reg > BASE.reg else ""
+        advice += f" or --weight-decay (now {config.weight_decay:g})" if config.weight_decay else ""
+        advice += " or --precision mixed_bfloat16" if config.precision == "mixed_float16" else ""
+        kept = f"checkpoint {saved.name} is kept" if saved else "there is no checkpoint yet"
+        raise UserError(f"{what} is {value} at step {step:,}; {kept}; try {advice}")
+
+
+def select_metrics(logs: dict[str, float]) -> dict[str, float]:
+    """What is logged of Keras's logs."""
+    return {name: logs[name] for name in METRICS}

@@ -1,0 +1,195 @@
+"""Devices: GPUs and what they are good at; several devices, processes and hosts, by JAX's own means.
+
+Under JAX a run uses all devices of all its processes (`keras.distribution.DataParallel`): each device has all weights
+and its share of each batch. Process 0 writes the run's folder. Under TensorFlow a run uses one device.
+"""
+
+import os
+import platform
+import sys
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import tensorflow as tf
+
+from tiny_imagenet.errors import UserError
+
+NUMERICS = ("TF_ENABLE_ONEDNN_OPTS", "ONEDNN_MAX_CPU_ISA", "TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS", "XLA_FLAGS")
+"""Environment variables that can change the order in which a sum is added up."""
+
+ON_JAX = keras.backend.backend() == "jax"
+if ON_JAX:
+    import jax
+    from jax.experimental import multihost_utils
+
+
+# One machine
+
+
+def gpu_names() -> list[str]:
+    """The GPUs that Keras's backend sees."""
+    return (
+        [device.device_kind for device in _jax_gpus()] if ON_JAX else [d.get("device_name", "GPU") for d in _tf_gpus()]
+    )
+
+
+def _tf_gpus() -> list[dict]:
+    return [tf.config.experimental.get_device_details(device) for device in tf.config.list_physical_devices("GPU")]
+
+
+def _jax_gpus() -> list:
+    try:
+        return jax.local_devices(backend="gpu")
+    except RuntimeError:  # JAX's way to say that there are none
+        return []
+
+
+def bfloat16_unit() -> str:
+    """What makes bfloat16 faster than float32 on this machine; "" if nothing does."""
+    if ON_JAX and (gpus := _jax_gpus()):
+        found = [str(getattr(device, "compute_capability", "0.0")) for device in gpus]
+        capabilities = [tuple(map(int, text.split("."))) for text in found]
+    else:
+        capabilities = [] if ON_JAX else [details.get("compute_capability", (0, 0)) for details in _tf_gpus()]
+    if capabilities:
+        return "the GPU's tensor cores" if min(capabilities) >= (8, 0) else ""
+    if ON_JAX:
+        return ""  # on a CPU, XLA converts bfloat16 to float32
+    cpuinfo = Path("/proc/cpuinfo")
+    words = cpuinfo.read_text().split() if cpuinfo.exists() else []
+    return next((f"the CPU's {unit}" for unit in ("amx_bf16", "avx512_bf16", "bf16") if unit in words), "")
+
+
+def check_gpu(required: bool) -> None:
+    """Raises UserError if a GPU is required and there is none; says so if TensorFlow leaves GPUs idle."""
+    gpus, backend = gpu_names(), keras.backend.backend()
+    package = "jax[cuda13]" if ON_JAX else "tensorflow[and-cuda]==2.21.0"
+    if required and not gpus:
+        raise UserError(
+            f"require_gpu is set, but {backend} finds no GPU; run: {sys.executable} -m pip install '{package}'"
+        )
+    if len(gpus) > 1 and not ON_JAX:
+        print(f"TensorFlow trains on one of the {len(gpus)} GPUs; to use all of them, set KERAS_BACKEND=jax")
+
+
+def describe_hardware() -> str:
+    """CPU and cores, GPUs, how many devices and processes, and environment variables that change how sums round."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    parts = [f"{len(os.sched_getaffinity(0))} cores", names[0] if names else platform.machine()]
+    parts += [f"{count} x {name}" if count > 1 else name for name, count in Counter(gpu_names()).items()]
+    if device_count() > 1:
+        parts.append(f"{device_count()} devices, {shard()[1]} processes")
+    return ", ".join([*parts, *(f"{name}={os.environ[name]}" for name in NUMERICS if name in os.environ)])
+
+
+# Several devices, processes and hosts
+
+
+@dataclass(frozen=True)
+class Processes:
+    """How the processes of one run find each other; see `jax.distributed.initialize`."""
+
+    distributed: bool = False
+    """Train with several processes, which JAX detects (Slurm, MPI, Kubernetes, cloud TPU). Needs KERAS_BACKEND=jax."""
+    coordinator_address: str | None = None
+    """Where JAX cannot detect them: HOST:PORT of process 0. All processes need the same RUNS_DIR."""
+    num_processes: int | None = None
+    """With COORDINATOR_ADDRESS: how many processes there are."""
+    process_id: int | None = None
+    """With COORDINATOR_ADDRESS: which one this is, from 0."""
+
+    def connect(self, settings: str) -> None:
+        """Waits for the other processes, if there are any. Only process 0 prints.
+
+        Args:
+            settings: what all processes must have in common.
+
+        Raises:
+            UserError: the backend is not JAX, flags are missing, or the processes do not find each other or have
+                different settings.
+        """
+        given = (self.coordinator_address, self.num_processes, self.process_id)
+        if not self.distributed and given == (None, None, None):
+            return
+        if not ON_JAX:
+            raise UserError("several processes need JAX; set KERAS_BACKEND=jax")
+        if None in given and given != (None, None, None):
+            raise UserError("set all of --coordinator-address, --num-processes and --process-id, or only --distributed")
+        host, _, port = (self.coordinator_address or "host:1").rpartition(":")
+        if not host or not port.isdecimal() or int(port) >= 2**16:  # JAX would abort
+            raise UserError(f"--coordinator-address is {self.coordinator_address!r}; set it to HOST:PORT of process 0")
+        detection = None if self.distributed else "deactivate"  # Slurm's would give each process one GPU only
+        try:
+            jax.distributed.initialize(*given, cluster_detection_method=detection, shutdown_timeout_seconds=10)
+            multihost_utils.sync_global_devices(settings)  # at once: the first collective waits only 30 seconds
+        except AssertionError:
+            raise UserError("the processes have different settings; only --process-id may differ") from None
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).split("\n")[0]
+            raise UserError(f"the processes did not find each other ({reason}); check --coordinator-address") from None
+        if not is_main_process():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def shard() -> tuple[int, int]:
+    """(process_index, process_count): which part of each batch this process makes."""
+    return (jax.process_index(), jax.process_count()) if ON_JAX else (0, 1)
+
+
+def device_count() -> int:
+    """How many devices train together, over all processes."""
+    return jax.device_count() if ON_JAX else 1
+
+
+def is_main_process() -> bool:
+    """Whether this is the process that writes."""
+    return shard()[0] == 0
+
+
+@contextmanager
+def main_process_first():
+    """The main process goes through the block before the others do."""
+    if not is_main_process():
+        _wait_for_all()
+    yield
+    if is_main_process():
+        _wait_for_all()
+
+
+def _wait_for_all() -> None:
+    """Returns when all processes have called it."""
+    if shard()[1] > 1:
+        multihost_utils.sync_global_devices("tiny_imagenet")
+
+
+def reached_stop(step: int) -> bool:
+    """Whether all processes are to stop after this step, because one of them received SIGTERM."""
+    return multihost_utils.reached_preemption_sync_point(step)
+
+
+@contextmanager
+def data_parallel(batch_size: int):
+    """Models created within the block are trained on all devices, if there are several.
+
+    Processes leave it together: one that ended while another is still saving would abort both.
+
+    Raises:
+        UserError: the batch cannot be divided among the devices.
+    """
+    if device_count() > 1:
+        if batch_size % device_count():
+            raise UserError(f"batch_size is {batch_size}; set it to a multiple of the {device_count()} devices")
+        keras.distribution.set_distribution(keras.distribution.DataParallel(auto_shard_dataset=False))
+    try:
+        yield
+        _wait_for_all()
+    except SystemExit:  # all were stopped
+        _wait_for_all()
+        raise
+    finally:
+        keras.distribution.set_distribution(None)

@@ -1,0 +1,35 @@
+"""Errors that a user can fix, each one line: the file or setting, what is wrong, what to do."""
+
+import errno
+from pathlib import Path
+
+
+class UserError(Exception):
+    """Something the user can fix. The message is one line that names the file or setting and says what to do."""
+
+
+HINTS = {
+    errno.ENOSPC: "free some disk space",
+    errno.EDQUOT: "free some of your disk quota",
+    errno.EFBIG: "allow larger files (ulimit -f unlimited)",
+    errno.EMFILE: "allow more open files (ulimit -n 4096)",
+} | dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "check its permissions, or use another folder")
+
+
+def hint_for(error: OSError) -> str:
+    """What to do about an error of the operating system."""
+    return f"{HINTS.get(error.errno, 'check this file or folder')}, then try again"
+
+
+def printable(name: str | Path) -> str:
+    """A name as a message may print it: on one line, whatever bytes the file system holds."""
+    return str(name) if str(name).isprintable() else ascii(str(name))
+
+
+def is_utf8(name: str) -> bool:
+    """Whether a file name is UTF-8 (Python keeps other bytes as lone surrogates)."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

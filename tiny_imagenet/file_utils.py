@@ -1,0 +1,141 @@
+"""Files: atomic writes, locks, JSON; and what happens on the terminal meanwhile."""
+
+import fcntl
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from tiny_imagenet.errors import UserError, hint_for, printable
+
+
+@contextmanager
+def disk_errors(path: Path):
+    """Turns an OSError into a UserError that names its file, or `path` if it has none."""
+    try:
+        yield
+    except OSError as error:
+        name = error.filename if isinstance(error.filename, str | bytes | os.PathLike) else path
+        raise UserError(f"{printable(os.fsdecode(name))}: {error.strerror or error}; {hint_for(error)}") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        UserError: the file cannot be read, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"cannot read {path} ({getattr(error, 'strerror', None) or error})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} does not hold a JSON object; train.py did not write it")
+    return content
+
+
+def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    """Calls `write` with a temporary path next to `path`, forces what it wrote to the disk and renames it to `path`.
+
+    Raises:
+        UserError: it cannot be written (disk full, no permission); what was at `path` is still there.
+    """
+    temporary = path.with_name(f".writing-{path.name}")  # keeps the suffix, by which Keras knows the format
+    try:
+        remove(temporary)
+        write(temporary)
+        for file in (*temporary.glob("*"), temporary):  # a folder's files, then the folder
+            fsync(file)
+        temporary.replace(path)
+        fsync(path.parent)
+    except OSError as error:
+        remove(temporary)
+        kept = "the previous version is kept" if path.parent.exists() else f"{path.parent} is gone"
+        raise UserError(f"cannot write {path} ({error.strerror or error}); {kept}; {hint_for(error)}") from None
+    except BaseException:
+        remove(temporary)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a UTF-8 text file, atomically."""
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def fsync(path: Path) -> None:
+    """Returns when a file's contents, or a folder's names, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove(path: Path) -> None:
+    """Removes a file, or a folder with everything in it, if it exists."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_lock(folder: Path, refusal: str | None = None):
+    """Holds a lock on a folder, so that two processes do not write into it at once; it ends with the process.
+
+    Raises:
+        UserError: another process holds it and a `refusal` is given; without one, this waits.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if refusal:
+                raise UserError(refusal) from None
+            print(f"waiting for another process that is writing into {printable(folder)}", file=sys.stderr)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError:
+            pass  # a network disk without locks
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def quiet_stderr():
+    """Holds back what C++ code writes to file descriptor 2; if an exception is raised, it is shown after all."""
+    with tempfile.TemporaryFile() as held:
+        saved = os.dup(2)
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            held.seek(0)
+            os.write(saved, held.read())
+            raise
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+
+
+@contextmanager
+def progress_bar(total: int, description: str):
+    """A bar over `total` images that reaches the terminal even inside `quiet_stderr`, if it was opened before."""
+    stream = sys.stderr
+    with suppress(OSError, AttributeError, ValueError):  # notebooks and tests have other streams
+        if sys.stderr.fileno() == 2:
+            stream = os.fdopen(os.dup(2), "w")
+    try:
+        with tqdm(total=total, desc=description, unit=" images", unit_scale=True, file=stream, disable=None) as bar:
+            yield bar
+    finally:
+        if stream is not sys.stderr:
+            stream.close()
