@@ -18,6 +18,14 @@ def sample_dir(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def sigint_handler():
+    """Restores the handler of Ctrl-C, which `cli.command` replaces for the whole process."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 SLOWEST = ("test_readme.py", "test_devices.py", "test_resume.py", "test_train.py", "test_models.py", "test_cli.py")
 
 

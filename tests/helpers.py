@@ -37,7 +37,7 @@ def environment(backend: str) -> dict[str, str]:
 
 
 def run_script(script: str, *arguments, cwd: Path, backend: str = "tensorflow", **settings):
-    """Runs a script of the root (or `-m` and a module) in `cwd` to its end; its output is captured as text."""
+    """Runs a script of the root in `cwd` to its end; its output is captured as text."""
     return subprocess.run(
         [sys.executable, str(ROOT / script), *map(str, arguments)],
         cwd=cwd,
