@@ -101,9 +101,18 @@ def ten_crops_one_by_one(data_dir: Path, width: float = 1.0, precision: str = "f
     return run_round
 
 
+def create_vgg_16_with_biases() -> keras.Model:
+    """VGG-16 with random biases: the initial ones are 0, for which no unit responds to an even gray image."""
+    model, rng = create_vgg_16("float32"), np.random.default_rng(0)
+    for weight in model.weights:
+        if len(weight.shape) == 1:
+            weight.assign(rng.uniform(0, 0.1, weight.shape))
+    return model
+
+
 def filters_at_once(_data_dir: Path) -> Callable[[], float]:
     """All filters with one batched gradient, which is compiled within the round."""
-    model = create_vgg_16("float32")
+    model = create_vgg_16_with_biases()
     filter_images(model, LAYER, FILTERS)
 
     def run_round() -> float:
@@ -144,7 +153,7 @@ def filters_one_by_one_compiled(_data_dir: Path) -> Callable[[], float]:
 
 def single_gradients() -> Callable[[], Iterator[Callable]]:
     """A function that compiles, one after the other, the gradient of each filter's center unit."""
-    part = create_vgg_16("float32")
+    part = create_vgg_16_with_biases()
     part = with_float_input(keras.Model(part.inputs[0], part.get_layer(LAYER).output))
     center = part.output_shape[1] // 2
 

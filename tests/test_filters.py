@@ -51,17 +51,17 @@ SIZES = [  # by hand: each kernel adds (kernel - 1) * dilation * (strides before
     (strided_and_dilated, (13, 5)),  # 1 + 4, + 2*2*2 vertically, + 0 horizontally
     (residual, (7, 7)),  # 1 + 2, + 2*2
     (average_pooled, (10, 10)),  # 1 + 3, + 2, + 2*2
-    (gated_by_everything, (19, 19)),
+    (gated_by_everything, (45, 45)),
 ]
 
 
 @pytest.mark.parametrize(("body", "size"), SIZES)
 def test_all_filters_at_once_equal_one_gradient_at_a_time(body, size):
-    images, x = rescaled_input(19)
+    images, x = rescaled_input(45)
     model = randomize(keras.Model(images, body(x)))
     tiles = filter_images(model, "asked")
     assert tiles.shape[1:] == (*size, 3)
-    part, gray = filters.with_float_input(model), np.full((1, 19, 19, 3), 128, "float32")
+    part, gray = filters.with_float_input(model), np.full((1, 45, 45, 3), 128, "float32")
     y, x = (length // 2 for length in model.output_shape[1:3])
     gradient = filters.compile_gradient(lambda images: part(images)[:, y, x], gray.shape)
     whole = np.concatenate([gradient(gray, np.array([k])) for k in range(len(tiles))])

@@ -15,16 +15,17 @@ GRAY = 128  # the models rescale this level to 0, so an image of nothing else is
 # Gradients
 
 
-def with_float_input(model: keras.Model) -> keras.Model:
+def with_float_input(model: keras.Model, size: Sequence[int | None] | None = None) -> keras.Model:
     """The same model for float32 images, because uint8 has no gradient. It shares its layers with the original.
 
     Args:
         model: takes images (B, H, W, 3) uint8.
+        size: (H, W) if it shall not be the model's own.
 
     Returns:
         A model from (B, H, W, 3) float32, levels 0 to 255, to the outputs of `model`.
     """
-    images = keras.Input(model.inputs[0].shape[1:], dtype="float32")
+    images = keras.Input((*(size or model.inputs[0].shape[1:3]), 3), dtype="float32")
     model = keras.Model(model.inputs[0], model.outputs[0])  # a saved model has lists of one in their place
     return keras.models.clone_model(model, input_tensors=images, clone_function=lambda layer: layer)
 
