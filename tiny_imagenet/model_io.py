@@ -11,6 +11,7 @@ from tiny_imagenet.config import TrainConfig
 from tiny_imagenet.devices import is_main_process
 from tiny_imagenet.errors import UserError
 from tiny_imagenet.file_utils import write_atomically
+from tiny_imagenet.layers import FusedBatchNormalization, replace_batch_norm
 from tiny_imagenet.models import create_model, import_model
 from tiny_imagenet.run_dir import find_checkpoint, read_config
 
@@ -29,13 +30,15 @@ class Run:
 
 
 def save_model(model: keras.Model, config: TrainConfig) -> None:
-    """Writes best.keras or last.keras, without the optimizer's state; its input size is crop_size."""
+    """Writes best.keras or last.keras, without the optimizer's state; its input size is crop_size.
+
+    All its layers are Keras's own, so that `keras.saving.load_model` opens it without this repository.
+    """
     if not is_main_process():
         return
     kept = keras.Model(model.inputs[0], model.outputs[0], name=model.name)  # without the optimizer
-    if None in kept.input_shape[1:]:
-        images = keras.Input((config.crop_size, config.crop_size, 3), dtype="uint8", name="images")
-        kept = keras.models.clone_model(kept, input_tensors=images, clone_function=lambda layer: layer)
+    images = keras.Input((config.crop_size, config.crop_size, 3), dtype="uint8", name="images")
+    kept = replace_batch_norm(kept, keras.layers.BatchNormalization, images)
     write_atomically(config.run_dir / config.model_file, kept.save)
 
 
@@ -60,7 +63,7 @@ def load_run(folder: str | Path) -> Run:
         if path == rounded:
             model = _load_rounded(path, config, len(description["class_ids"]))
         else:
-            model = keras.saving.load_model(path, compile=False)
+            model = replace_batch_norm(keras.saving.load_model(path, compile=False), FusedBatchNormalization)
         shapes = tuple(model.input_shape), tuple(model.output_shape)
     except Exception as error:  # Keras raises many kinds for a damaged file
         reason = str(error).strip().split("\n")[0]
