@@ -17,6 +17,7 @@ from tiny_imagenet.recipes import BASE
 
 FASTER = groups.Claim("speed", "group", "ours", ("slow", "quick"), goal=2)
 OWN = groups.Claim("memory", "group", "ours", (), goal=2, at_most=True)
+END = '{"split": "end", "step": 1, "seconds": 1}\n'
 
 
 def test_ratios_are_computed_round_by_round_against_the_best_peer():
@@ -73,8 +74,6 @@ def test_the_readme_shows_the_filed_measurements():
 
 
 # Campaigns
-
-END = '{"split": "end", "step": 1, "seconds": 1}\n'
 
 
 @pytest.mark.parametrize("name", campaign.CAMPAIGNS)

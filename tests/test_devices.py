@@ -23,6 +23,7 @@ NEAR = 1e-3  # relative: float32 sums, added up in another order
 # What is refused or said
 
 
+@pytest.mark.slow
 def test_several_processes_need_jax_and_settings_that_fit(monkeypatch):
     Processes().connect("")  # only one
     with pytest.raises(UserError, match="set KERAS_BACKEND=jax"):

@@ -39,9 +39,13 @@ BLOCKS = ((64,), (128,))  # of VGG-16: two convolutions instead of ten are compi
 PROGRAM = f"""
 import os, sys, time
 import train, vgg_16
+from tiny_imagenet import devices
 from tiny_imagenet.checkpoint import CheckpointManager
+from tiny_imagenet.summaries import Summaries
 
 vgg_16.BLOCKS = {BLOCKS}
+if devices.ON_JAX:
+    Summaries.start = lambda *_: None  # images and the graph, which take long and are the same as TensorFlow's
 first_step, number = int(sys.argv.pop(1)), int(sys.argv.pop(1))
 
 def save_then_signal(self, model, state, save=CheckpointManager.save):
