@@ -42,7 +42,7 @@ def test_a_batch_is_a_function_of_seed_and_step(config, size):
     whole = take(input_pipe.train_batches(data, config, 0, size), 6)
     assert (whole[0][0].shape, whole[0][0].dtype) == ((4, side, side, 3), np.uint8)
     assert (whole[0][1].shape, whole[0][1].dtype) == ((4,), np.int32)
-    for start in (1, 2, 5):  # 10 images in batches of 4: batches 2 and 7 span two epochs
+    for start in (2, 5):  # 10 images in batches of 4: batches 2 and 7 span two epochs
         rest = take(input_pipe.train_batches(data, config, start, size), 6 - start)
         for ours, theirs in zip(whole[start:], rest, strict=True):
             assert all(map(np.array_equal, ours, theirs))
@@ -63,8 +63,7 @@ def test_without_augmentation_the_training_image_is_the_central_crop():
     np.testing.assert_array_equal(images, data.images[labels, 4:60, 4:60])
 
 
-@pytest.mark.parametrize("config", [RANDOM, RANDOM_SCALED], ids=["cropped", "scaled"])
-@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize(("config", "count"), [(RANDOM, 3), (RANDOM_SCALED, 2)])
 def test_the_shards_of_all_processes_are_the_batch(config, count):
     config, data = replace(config, batch_size=6), make_split(10)
     whole = take(input_pipe.train_batches(data, config, start_step=1), 4)  # two of them span two epochs
