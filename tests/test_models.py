@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 
+from benchmarks.summary import VGG_16_FLOP
 from tiny_imagenet import ROOT, models
 from tiny_imagenet.config import TrainConfig
 from tiny_imagenet.errors import UserError
@@ -57,9 +58,13 @@ def test_full_vgg_16_is_that_of_2017():
         relu: full.get_layer(name).output
         for relu, name in relus.items()  # each activation is a separate layer
     }
-    for name in (*relus.values(), "fc3"):
-        assert full.get_layer(name).activation is keras.activations.linear
-        assert not np.any(full.get_layer(name).bias)
+    products = 0
+    for layer in map(full.get_layer, (*relus.values(), "fc3")):
+        assert layer.activation is keras.activations.linear
+        assert not np.any(layer.bias)
+        places = np.prod(layer.output.shape[1:-1], dtype=int)  # 1 for a dense layer
+        products += places * np.prod(layer.kernel.shape, dtype=int)
+    assert 3 * 2 * products == VGG_16_FLOP  # forwards, backwards to the inputs and to the kernels
     # Untruncated normals; Keras's HeNormal is truncated at two standard deviations: nothing is above 2.3 of its own
     for name, fan_in in (("conv4_2", 9 * 512), ("fc2", 4096), ("fc3", 2048)):
         scaled = np.asarray(full.get_layer(name).kernel) / np.sqrt(2 / fan_in)

@@ -195,17 +195,3 @@ def test_the_second_ctrl_c_stops_at_once():
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
-
-
-@pytest.mark.slow
-def test_a_run_under_jax_with_a_schedule_growing_images_and_averaged_weights(sample_dir, tmp_path):
-    pytest.importorskip("jax")
-    settings = {"model_name": "vgg_16_bn", "num_epochs": 2, "eval_interval": 8, "crop_size": 40}
-    settings |= {"image_sizes": (32, 40), "random_resized_crop": (44, 64)}
-    settings |= {"schedule": "cosine", "warmup": 0.2, "ema_momentum": 0.5, "histogram_interval": 99}
-    config = replace(SETTINGS, data_dir=str(sample_dir), runs_dir=str(tmp_path), **settings)
-    whole, killed = (replace(config, config_name=name) for name in ("whole", "killed"))
-    finish(start(killed, backend="jax", signal_at=(4, signal.SIGKILL)), -signal.SIGKILL)  # images grow at step 5
-    assert "resumed at step" in finish(start(killed, "--resume", backend="jax", signal_at=(0, 0)))
-    finish(start(whole, backend="jax", signal_at=(0, 0)))  # last: it finds what the others have compiled
-    assert_same_run(killed.run_dir, whole.run_dir)
