@@ -73,7 +73,7 @@ def test_a_missing_gpu_and_idle_ones_are_named(monkeypatch, capsys):
 
 SETTINGS = {"model_name": "vgg_16_bn", "width": 0.1, "crop_size": 32, "batch_size": 20, "num_epochs": 2}
 SETTINGS |= {"schedule": "linear", "ema_momentum": 0.5, "eval_interval": 6, "summary_interval": 4}
-SETTINGS |= {"checkpoint_interval": 1, "histogram_interval": 15}
+SETTINGS |= {"checkpoint_interval": 4, "histogram_interval": 99}
 
 
 @pytest.fixture(scope="module")
@@ -116,12 +116,12 @@ def test_two_processes_and_then_two_devices_train_as_one_device(one):
         probe.bind(("localhost", 0))
         words = ("--coordinator-address", f"localhost:{probe.getsockname()[1]}", "--num-processes", 2, "--process-id")
     with ExitStack() as ended:
-        pair = [start(two, *words, i, backend="jax", signal_at=(7, i * signal.SIGTERM)) for i in range(2)]
+        pair = [start(two, *words, i, backend="jax", signal_at=(8, i * signal.SIGTERM)) for i in range(2)]
         for process in pair:
             ended.callback(process.kill)  # if the other one has failed
         output, nothing = [finish(process, 128 + signal.SIGTERM) for process in pair]
     step = newest_step(two.run_dir)
-    assert 7 <= step < 20
+    assert 8 <= step < 20
     assert f"stopped at step {step}, checkpoint saved; to continue: KERAS_BACKEND=jax python train.py" in output
     assert "step" not in nothing  # only the main process prints
 

@@ -89,8 +89,8 @@ def final_variables(folder) -> str:
     """SHA-256 of everything that a step reads or changes, after the last step."""
     digest = hashlib.sha256()
     with np.load(list_checkpoints(folder)[-1] / "arrays.npz") as arrays:
-        for name, array in sorted(arrays.items()):  # the names begin with a number
-            digest.update(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())
+        for _, array in sorted(arrays.items()):  # the names begin with a number
+            digest.update(f"{array.dtype} {array.shape}".encode() + array.tobytes())
     return digest.hexdigest()
 
 
