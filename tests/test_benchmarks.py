@@ -145,6 +145,7 @@ def test_a_rehearsal_starts_from_the_beginning(tmp_path, called):
         assert (tmp_path / "results" / place / "metrics.jsonl").read_text() == END
 
 
+@pytest.mark.slow
 def test_a_campaign_stops_where_a_script_fails():
     with pytest.raises(UserError, match="tools.nothing exited with 1 .*the same command again"):
         campaign.run_script("-m", "tools.nothing")
