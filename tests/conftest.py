@@ -26,7 +26,7 @@ def sigint_handler():
     signal.signal(signal.SIGINT, before)
 
 
-SLOWEST = ("test_readme.py", "test_devices.py", "test_resume.py", "test_train.py", "test_models.py", "test_cli.py")
+SLOWEST = ("devices", "readme", "train", "resume", "notebooks", "cli", "models", "input_pipe")
 
 
 def pytest_configure():
@@ -37,5 +37,5 @@ def pytest_configure():
 
 def pytest_collection_modifyitems(items):
     """Starts the slowest files first, so that two processes end at about the same time."""
-    order = {name: number for number, name in enumerate(SLOWEST)}
+    order = {f"test_{name}.py": number for number, name in enumerate(SLOWEST)}
     items.sort(key=lambda item: order.get(item.path.name, len(SLOWEST)))

@@ -3,8 +3,6 @@
 import json
 from dataclasses import replace
 
-import keras
-import numpy as np
 import pytest
 from helpers import write
 
@@ -12,11 +10,10 @@ import train
 from benchmarks import bench, campaign, groups, summary
 from tiny_imagenet import ROOT
 from tiny_imagenet.errors import UserError
-from tiny_imagenet.models import create_model
-from tiny_imagenet.recipes import BASE
 
 FASTER = groups.Claim("speed", "group", "ours", ("slow", "quick"), goal=2)
 OWN = groups.Claim("memory", "group", "ours", (), goal=2, at_most=True)
+END = '{"split": "end", "step": 1, "seconds": 1}\n'
 
 
 def test_ratios_are_computed_round_by_round_against_the_best_peer():
@@ -40,29 +37,14 @@ def test_rows_show_what_was_reached_and_machines_stand_side_by_side(monkeypatch)
     rounds = {"ours": [3.0, 1.0, 4.0], "slow": [1.0, 1.0, 1.0], "quick": [2.0, 2.0, 2.0]}
     measured = {"group": {"unit": "GB", "date": "2026-01-02", "seconds": 60, "rounds": rounds}}
     ratio, own = summary.judge(measured)
-    assert (ratio["value"], ratio["lowest"], ratio["highest"]) == (1.5, 0.5, 2.0)
-    assert (ratio["peer"], ratio["reached"], own["value"], own["reached"]) == ("quick", False, 3.0, False)
-    large = {"value": 107731.4, "goal": 30000, "at_most": False}
-    assert summary.value_and_goal(large) == ("107,731", "at least 30,000")
     assert "MISSED" in summary.text_table([ratio])
     one = {"command": "make bench", "shares": {"of it": 0.5}, "measured": measured, "table": [ratio, own]}
-    other = one | {"table": [own | {"reached": True, "lowest": 3.0, "highest": 3.0}]}
+    other = one | {"table": [own | {"reached": True, "value": 30_000.4, "lowest": 1.0, "highest": 1.0}]}
     lines = summary.readme_table({"first": one, "second": other}).splitlines()
     assert lines[0] == "| what | goal | first | second | against |"
     assert lines[2] == "| speed | at least 2 x | 1.50 x, missed (0.50 to 2.00) |  | quick |"
-    assert lines[3] == "| memory | at most 2 | 3.00, missed (1.00 to 4.00) | **3.00** |  |"
-    groups_of_all = f"1 of {len(groups.GROUPS)} groups"
-    end = "measured on 2026-01-02 in 1 min, with 3 to 3 rounds per group. Shares: 50% of it."
-    assert lines[5] == f"- first: `make bench`; {groups_of_all}, {end}"
-
-
-def test_the_arithmetic_of_vgg_16_is_counted_right():
-    count = 0
-    for layer in create_model(BASE, 200).layers:
-        if isinstance(layer, keras.layers.Conv2D | keras.layers.Dense):
-            places = np.prod(layer.output.shape[1:-1], dtype=int)  # 1 for a dense layer
-            count += places * int(np.prod(layer.kernel.shape))
-    assert 3 * 2 * count == summary.VGG_16_FLOP
+    assert lines[3] == "| memory | at most 2 | 3.00, missed (1.00 to 4.00) | **30,000** |  |"
+    assert f"; 1 of {len(groups.GROUPS)} groups, measured on 2026-01-02 in 1 min, with 3 to 3 rounds" in lines[5]
 
 
 def test_the_readme_shows_the_filed_measurements():
@@ -73,8 +55,6 @@ def test_the_readme_shows_the_filed_measurements():
 
 
 # Campaigns
-
-END = '{"split": "end", "step": 1, "seconds": 1}\n'
 
 
 @pytest.mark.parametrize("name", campaign.CAMPAIGNS)
@@ -141,10 +121,12 @@ def test_a_campaign_continues_where_it_was(tmp_path, called, capsys):
 def test_only_the_named_runs_are_trained_with_the_campaigns_settings(called):
     campaign.run("losses", only=("svm_2017_frozen",))
     configs = [train.parse(line.split()[1:]).config for line in called if line.startswith("train.py")]
-    places = [{"runs_dir": "runs/losses", "config_name": name} for name in ("softmax_ce", "svm_2017_frozen")]
-    first, second = (campaign.CAMPAIGNS["losses"][f"losses/{place['config_name']}"] for place in places)
+    first, second = (
+        replace(campaign.CAMPAIGNS["losses"][f"losses/{name}"], runs_dir="runs/losses", config_name=name)
+        for name in ("softmax_ce", "svm_2017_frozen")
+    )
     second = replace(second, init_from="runs/losses/resnet_18/softmax_ce")  # which did not exist, so it came first
-    assert configs == [replace(config, **place) for config, place in zip((first, second), places, strict=True)]
+    assert configs == [first, second]
     with pytest.raises(UserError, match="--only other: .*the campaign losses has softmax_ce, "):
         campaign.run("losses", only=("svm", "other"))
     with pytest.raises(UserError, match="no GPU"):
@@ -163,6 +145,7 @@ def test_a_rehearsal_starts_from_the_beginning(tmp_path, called):
         assert (tmp_path / "results" / place / "metrics.jsonl").read_text() == END
 
 
+@pytest.mark.slow
 def test_a_campaign_stops_where_a_script_fails():
     with pytest.raises(UserError, match="tools.nothing exited with 1 .*the same command again"):
         campaign.run_script("-m", "tools.nothing")

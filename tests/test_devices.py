@@ -1,14 +1,16 @@
-"""Several devices and processes train as one device does, up to the order of sums; all stop at the same step."""
+"""JAX: a killed run ends with the same bits; several devices and processes train as one, up to the order of sums."""
 
 import json
 import signal
 import socket
+from contextlib import ExitStack
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from helpers import QUICK_TO_COMPILE
-from test_resume import curves, finish, newest_step, start
+from test_resume import assert_same_run, curves, finish, newest_step, start
 
 from tiny_imagenet import devices
 from tiny_imagenet.config import TrainConfig
@@ -22,29 +24,21 @@ NEAR = 1e-3  # relative: float32 sums, added up in another order
 # What is refused or said
 
 
-@pytest.mark.parametrize(
-    ("processes", "words"),
-    [
-        (Processes(coordinator_address="localhost:1", num_processes=2), "set all of --coordinator-address"),
-        (Processes(num_processes=2, process_id=0), "set all of --coordinator-address"),
-        (Processes(coordinator_address="localhost:1", num_processes=2, process_id=2), "process_id=2.*check"),
-        (
-            Processes(coordinator_address="localhost:http", num_processes=2, process_id=1),
-            "'localhost:http'; .*HOST:PORT",
-        ),
-    ],
-)
-def test_settings_of_processes_that_do_not_fit_are_named(processes, words, monkeypatch):
-    monkeypatch.setattr(devices, "ON_JAX", True)
-    monkeypatch.setattr(devices, "jax", pytest.importorskip("jax"), raising=False)
-    with pytest.raises(UserError, match=words):
-        processes.connect("")
-
-
-def test_several_processes_need_jax():
+@pytest.mark.slow
+def test_several_processes_need_jax_and_settings_that_fit(monkeypatch):
     Processes().connect("")  # only one
     with pytest.raises(UserError, match="set KERAS_BACKEND=jax"):
         Processes(distributed=True).connect("")
+    monkeypatch.setattr(devices, "ON_JAX", True)
+    monkeypatch.setattr(devices, "jax", pytest.importorskip("jax"), raising=False)
+    for address, process_id, words in (
+        ("localhost:1", None, "set all of --coordinator-address"),
+        (None, 0, "set all of --coordinator-address"),
+        ("localhost:1", 2, "process_id=2.*check"),
+        ("localhost:http", 1, "'localhost:http'; .*HOST:PORT"),
+    ):
+        with pytest.raises(UserError, match=words):
+            Processes(False, address, 2, process_id).connect("")
 
 
 def test_a_batch_that_the_devices_do_not_divide_is_refused(monkeypatch):
@@ -75,22 +69,29 @@ def test_a_missing_gpu_and_idle_ones_are_named(monkeypatch, capsys):
     assert "2 x A" in devices.describe_hardware()
 
 
-# Whole runs
+# Whole runs: with dropout, batch normalization, a schedule of fixed length and averaged weights
+
+SETTINGS = {"model_name": "vgg_16_bn", "width": 0.1, "crop_size": 32, "batch_size": 20, "num_epochs": 2}
+SETTINGS |= {"schedule": "linear", "ema_momentum": 0.5, "eval_interval": 6, "summary_interval": 4}
+SETTINGS |= {"checkpoint_interval": 4, "histogram_interval": 99}
 
 
-@pytest.fixture
-def run_program():
-    """Starts test_resume's program under JAX; ends what a failed test has left running."""
-    started = []
+@pytest.fixture(scope="module")
+def one(sample_dir, tmp_path_factory) -> TrainConfig:
+    """The settings of a run on one device that was never interrupted."""
+    pytest.importorskip("jax")
+    folders = {"data_dir": str(sample_dir), "runs_dir": str(tmp_path_factory.mktemp("runs"))}
+    config = TrainConfig(config_name="one", **SETTINGS, **folders)
+    finish(start(config, backend="jax", signal_at=(0, 0)))
+    return config
 
-    def run(*arguments, signal_at=(0, 0), **options):
-        started.append(start(*arguments, backend="jax", signal_at=signal_at, **options))
-        return started[-1]
 
-    yield run
-    for process in started:
-        process.kill()
-        process.communicate()
+@pytest.mark.slow
+def test_a_run_that_was_killed_under_jax(one):
+    killed = replace(one, config_name="killed")
+    finish(start(killed, backend="jax", signal_at=(8, signal.SIGKILL)), -signal.SIGKILL)
+    assert "resumed at step" in finish(start(killed, "--resume", backend="jax", signal_at=(0, 0)))
+    assert_same_run(killed.run_dir, one.run_dir)
 
 
 def assert_near(folder, other) -> None:
@@ -108,32 +109,26 @@ def assert_near(folder, other) -> None:
 
 
 @pytest.mark.slow
-def test_two_devices_and_two_processes_train_as_one_device(sample_dir, tmp_path, run_program):
-    """With dropout, batch normalization and averaged weights; the processes are stopped and resumed."""
-    settings = {"model_name": "vgg_16_bn", "width": 0.1, "crop_size": 32, "batch_size": 20, "num_epochs": 2}
-    settings |= {"schedule": "linear", "ema_momentum": 0.5, "eval_interval": 15, "summary_interval": 4}
-    settings |= {"data_dir": str(sample_dir), "runs_dir": str(tmp_path), "checkpoint_interval": 1}
-    one, two, processes = (TrainConfig(config_name=name, **settings) for name in ("one", "two", "processes"))
-    process = run_program(one)
-    flags = f"{QUICK_TO_COMPILE} --xla_force_host_platform_device_count=2"
-    assert "on 2 devices, 10 images each" in finish(run_program(two, XLA_FLAGS=flags))
-    finish(process)
-    assert_near(two.run_dir, one.run_dir)
-
-    def run_processes(*words, code=0, signal_at=(0, 0)):
-        with socket.socket() as probe:
-            probe.bind(("localhost", 0))
-            address = f"localhost:{probe.getsockname()[1]}"
-        words += ("--coordinator-address", address, "--num-processes", 2, "--process-id")
-        pair = [run_program(processes, *words, 0), run_program(processes, *words, 1, signal_at=signal_at)]
-        output, nothing = [finish(process, code) for process in pair]
-        assert "step" not in nothing  # only the main process prints
-        return output
-
-    output = run_processes(code=128 + signal.SIGTERM, signal_at=(2, signal.SIGTERM))
-    step = newest_step(processes.run_dir)
-    assert 2 < step < 20
+def test_two_processes_and_then_two_devices_train_as_one_device(one):
+    """SIGTERM to one process stops both."""
+    two = replace(one, config_name="two")
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        words = ("--coordinator-address", f"localhost:{probe.getsockname()[1]}", "--num-processes", 2, "--process-id")
+    with ExitStack() as ended:
+        pair = [start(two, *words, i, backend="jax", signal_at=(8, i * signal.SIGTERM)) for i in range(2)]
+        for process in pair:
+            ended.callback(process.kill)  # if the other one has failed
+        output, nothing = [finish(process, 128 + signal.SIGTERM) for process in pair]
+    step = newest_step(two.run_dir)
+    assert 8 <= step < 20
     assert f"stopped at step {step}, checkpoint saved; to continue: KERAS_BACKEND=jax python train.py" in output
-    assert f"resumed at step {step}" in run_processes("--resume")
-    assert_near(processes.run_dir, one.run_dir)
-    assert "2 devices, 2 processes" in json.loads((processes.run_dir / "config.json").read_text())["hardware"]
+    assert "step" not in nothing  # only the main process prints
+
+    flags = f"{QUICK_TO_COMPILE} --xla_force_host_platform_device_count=2"
+    output = finish(start(two, "--resume", backend="jax", signal_at=(0, 0), XLA_FLAGS=flags))
+    assert f"resumed at step {step}" in output
+    assert "on 2 devices, 10 images each" in output
+    hardware = json.loads((two.run_dir / "config.json").read_text())["hardware"]
+    assert "2 devices, 2 processes" in hardware and "2 devices, 1 processes" in hardware
+    assert_near(two.run_dir, one.run_dir)

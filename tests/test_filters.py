@@ -47,15 +47,15 @@ def gated_by_everything(x):
     return layers.Conv2D(10, 3, name="asked")(layers.Multiply()([x, layers.Dense(3)(gate)]))
 
 
-SIZES = [  # by hand: each kernel adds (kernel - 1) * dilation * (strides before it)
-    (strided_and_dilated, (13, 5)),  # 1 + 4, + 2*2*2 vertically, + 0 horizontally
-    (residual, (7, 7)),  # 1 + 2, + 2*2
-    (average_pooled, (10, 10)),  # 1 + 3, + 2, + 2*2
-    (gated_by_everything, (45, 45)),
-]
-
-
-@pytest.mark.parametrize(("body", "size"), SIZES)
+@pytest.mark.parametrize(
+    ("body", "size"),
+    [  # by hand: each kernel adds (kernel - 1) * dilation * (strides before it)
+        (strided_and_dilated, (13, 5)),  # 1 + 4, + 2*2*2 vertically, + 0 horizontally
+        (residual, (7, 7)),  # 1 + 2, + 2*2
+        (average_pooled, (10, 10)),  # 1 + 3, + 2, + 2*2
+        (gated_by_everything, (45, 45)),
+    ],
+)
 def test_all_filters_at_once_equal_one_gradient_at_a_time(body, size):
     images, x = rescaled_input(45)
     model = randomize(keras.Model(images, body(x)))
@@ -71,11 +71,11 @@ def test_all_filters_at_once_equal_one_gradient_at_a_time(body, size):
 
 
 def test_sizes_of_the_models():
-    vgg, resnet = vgg_16(TrainConfig(width=0.1), 3), resnet_18(TrainConfig("resnet_18", width=0.1), 3)
-    sizes = {("vgg_16", "conv1_2"): 5, ("vgg_16", "conv2_2"): 13, ("resnet_18", "conv2_1a"): 7}  # VGG's as in 2017
-    for (name, layer), side in (sizes | {("resnet_18", "conv2_2a"): 15, ("vgg_16", "conv4_3"): 56}).items():
-        model = randomize(vgg if name == "vgg_16" else resnet)
-        assert filter_images(model, layer, max_filters=12).shape[1:] == (side, side, 3), (name, layer)
+    in_2017 = {"conv1_2": 5, "conv2_2": 13}
+    for create, sides in (vgg_16, in_2017 | {"conv4_3": 56}), (resnet_18, {"conv2_1a": 7, "conv2_2a": 15}):
+        model = randomize(create(TrainConfig(width=0.1), 3))
+        found = {layer: filter_images(model, layer, max_filters=12).shape[1:3] for layer in sides}
+        assert found == {layer: (side, side) for layer, side in sides.items()}
 
 
 def test_filters_that_do_not_respond_are_gray():
@@ -94,10 +94,8 @@ def test_unknown_layers_are_answered_with_the_list():
 def test_tiles_are_cropped_or_padded_around_their_center():
     tiles = np.arange(16.0).reshape(1, 4, 4, 1)
     np.testing.assert_array_equal(filters._crop_or_pad(tiles, 2)[0, ..., 0], [[5, 6], [9, 10]])
-    np.testing.assert_array_equal(filters._crop_or_pad(tiles, 3)[0, ..., 0], tiles[0, :3, :3, 0])
-    padded = filters._crop_or_pad(tiles, 7)
-    np.testing.assert_array_equal(padded[0, 1:5, 1:5], tiles[0])
-    assert padded.sum() == tiles.sum()
+    np.testing.assert_array_equal(filters._crop_or_pad(tiles, 3)[0], tiles[0, :3, :3])
+    np.testing.assert_array_equal(filters._crop_or_pad(tiles, 7)[0], np.pad(tiles[0], [(1, 2), (1, 2), (0, 0)]))
     assert filter_images(conv_model(), "conv2", side=7).shape == (8, 7, 7, 3)
 
 

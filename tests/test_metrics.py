@@ -4,36 +4,23 @@ import numpy as np
 import pytest
 from keras import ops
 
-from metrics import (
-    accuracy,
-    class_accuracies,
-    expected_calibration_error,
-    most_confused,
-    top_5_accuracy,
-    top_k_accuracy,
+from metrics import accuracy, class_accuracies, expected_calibration_error, most_confused, top_5_accuracy
+
+FALLING = [[7, 6, 5, 4, 3, 2, 1]] * 4
+
+
+@pytest.mark.parametrize(
+    ("labels", "logits", "top_1", "top_5"),
+    [
+        ([0, 1, 4, 5], FALLING, [1, 0, 0, 0], [1, 1, 1, 0]),
+        (range(7), np.zeros((7, 7)), [1, 0, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 0, 0]),  # equal logits are not all right
+        ([1, 0], [[1.1, 0], [1, 1]], [0, 1], [1, 1]),  # fewer classes than guesses
+    ],
 )
-
-
-def numpy(tensor) -> np.ndarray:
-    return ops.convert_to_numpy(tensor)
-
-
-def test_top_1_and_top_5():
-    logits, labels = np.array([[7, 6, 5, 4, 3, 2, 1]] * 4, np.float32), np.array([0, 1, 4, 5])
-    np.testing.assert_array_equal(numpy(accuracy(labels, logits)), [1, 0, 0, 0])
-    np.testing.assert_array_equal(numpy(top_5_accuracy(labels, logits)), [1, 1, 1, 0])
-
-
-def test_equal_logits_are_not_all_right():
-    logits = np.zeros((7, 7), np.float32)
-    assert numpy(accuracy(np.arange(7), logits)).sum() == 1
-    assert numpy(top_5_accuracy(np.arange(7), logits)).sum() == 5
-
-
-def test_fewer_classes_than_guesses():
-    labels, logits = np.array([1, 0], np.int32), np.array([[1.1, 0], [1, 1]], np.float32)
-    np.testing.assert_array_equal(numpy(top_5_accuracy(labels, logits)), [1, 1])
-    np.testing.assert_array_equal(numpy(top_k_accuracy(labels, logits, k=1)), [0, 1])
+def test_top_1_and_top_5(labels, logits, top_1, top_5):
+    labels, logits = np.array(labels, np.int32), np.array(logits, np.float32)
+    np.testing.assert_array_equal(ops.convert_to_numpy(accuracy(labels, logits)), top_1)
+    np.testing.assert_array_equal(ops.convert_to_numpy(top_5_accuracy(labels, logits)), top_5)
 
 
 def test_expected_calibration_error():

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 
+from benchmarks.summary import VGG_16_FLOP
 from tiny_imagenet import ROOT, models
 from tiny_imagenet.config import TrainConfig
 from tiny_imagenet.errors import UserError
@@ -23,12 +24,6 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
 def restore_dtype_policy():
     yield
     keras.config.set_dtype_policy("float32")
-
-
-@pytest.fixture(scope="module")
-def full():
-    """VGG-16 as it is trained on Tiny ImageNet: half a gigabyte."""
-    return create_model(TrainConfig(), 200)
 
 
 @pytest.fixture
@@ -53,21 +48,24 @@ def layers_of(model, kind):
 # The models of 2017
 
 
-def test_full_vgg_16_is_that_of_2017(full):
+def test_full_vgg_16_is_that_of_2017():
+    full = create_model(TrainConfig(), 200)
     assert full.count_params() == 119_200_264
     assert (full.input_shape, full.output_shape, full.inputs[0].dtype) == ((None, 56, 56, 3), (None, 200), "uint8")
     assert full.get_layer("flatten").output.shape == (None, 7 * 7 * 512)
     relus = {f"relu{name}": f"conv{name}" for name in CONVOLUTIONS} | {"relu_fc1": "fc1", "relu_fc2": "fc2"}
-    assert {layer.name for layer in layers_of(full, keras.layers.ReLU)} == set(relus)
-    for relu, name in relus.items():  # each activation is a separate layer
-        assert full.get_layer(relu).input is full.get_layer(name).output
-    for name in (*relus.values(), "fc3"):
-        assert full.get_layer(name).activation is keras.activations.linear
-        assert not np.any(full.get_layer(name).bias)
-
-
-def test_vgg_16_starts_from_untruncated_normals(full):
-    """Keras's HeNormal is truncated at two standard deviations, which leaves nothing above 2.3 of its own."""
+    assert {layer.name: layer.input for layer in layers_of(full, keras.layers.ReLU)} == {
+        relu: full.get_layer(name).output
+        for relu, name in relus.items()  # each activation is a separate layer
+    }
+    products = 0
+    for layer in map(full.get_layer, (*relus.values(), "fc3")):
+        assert layer.activation is keras.activations.linear
+        assert not np.any(layer.bias)
+        places = np.prod(layer.output.shape[1:-1], dtype=int)  # 1 for a dense layer
+        products += places * np.prod(layer.kernel.shape, dtype=int)
+    assert 3 * 2 * products == VGG_16_FLOP  # forwards, backwards to the inputs and to the kernels
+    # Untruncated normals; Keras's HeNormal is truncated at two standard deviations: nothing is above 2.3 of its own
     for name, fan_in in (("conv4_2", 9 * 512), ("fc2", 4096), ("fc3", 2048)):
         scaled = np.asarray(full.get_layer(name).kernel) / np.sqrt(2 / fan_in)
         assert scaled.std() == pytest.approx(1, rel=0.02)
@@ -135,17 +133,15 @@ def test_any_crop_size_and_number_of_classes_and_float32_weights_in_bfloat16(sha
     np.testing.assert_array_equal(np.float32(rescale.predict_on_batch(levels))[:, 0, 0, 0], [-1, -0.5, 0, 0.5])
 
 
-def test_precision_auto_depends_on_the_device_and_the_model(monkeypatch, capsys):
-    picks = {
-        ("a unit", "vgg_16"): "mixed_bfloat16",
-        ("a unit", "single_layer_nn"): "float32",
-        ("", "vgg_16"): "float32",
-    }
-    for (unit, name), picked in picks.items():
-        monkeypatch.setattr(models, "bfloat16_unit", lambda unit=unit: unit)
-        config = TrainConfig(name, precision="auto", width=0.05)
-        assert models.resolve_precision(config, 10) == replace(config, precision=picked)
-        assert f"precision auto: {picked} (" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("unit", "name", "picked"),
+    [("a unit", "vgg_16", "mixed_bfloat16"), ("a unit", "single_layer_nn", "float32"), ("", "vgg_16", "float32")],
+)
+def test_precision_auto_depends_on_the_device_and_the_model(monkeypatch, capsys, unit, name, picked):
+    monkeypatch.setattr(models, "bfloat16_unit", lambda: unit)
+    config = TrainConfig(name, precision="auto", width=0.05)
+    assert models.resolve_precision(config, 10) == replace(config, precision=picked)
+    assert f"precision auto: {picked} (" in capsys.readouterr().out
     assert models.resolve_precision(replace(config, precision="mixed_float16"), 10).precision == "mixed_float16"
 
 
@@ -166,13 +162,12 @@ def test_another_run_s_features_are_loaded_and_the_last_layer_is_new(shallow, ca
         np.testing.assert_array_equal(value, before[path] if path.startswith("fc/") else source[path])
     counts = f"{len(source) - 2} of {len(source)}"
     assert f"loaded {counts} weights from runs/other; new: fc/kernel, fc/bias" in capsys.readouterr().out
+    other = {path: value[..., :1] for path, value in source.items()}  # of another width
+    with pytest.raises(UserError, match="init_from: runs/other has no conv1/kernel of the right shape.*--width"):
+        initialize_from(model, config, other)
 
 
-def test_weights_that_do_not_fit_are_refused():
-    for freeze in (False, True):
-        config = TrainConfig(width=0.1, init_from="runs/other", freeze_features=freeze)
-        with pytest.raises(UserError, match="init_from: runs/other has no conv1_1/kernel of the right shape.*--width"):
-            initialize_from(create_model(config, 10), config, weights_of(narrow()))
+def test_a_model_of_one_layer_has_no_features_to_freeze():
     with pytest.raises(UserError, match="freeze_features: logistic_regression has only one layer"):
         models.freeze_features(narrow("logistic_regression"))
 
@@ -193,15 +188,15 @@ def test_only_the_requested_model_is_imported_and_an_unknown_one_is_named(monkey
 
 def test_a_file_is_a_model_because_of_its_function(tmp_path):
     files = {
-        "model_1": b"raise SystemExit('it was run')\ndef model_1(config, num_classes) -> keras.Model:\n    pass\n",
-        "model_2": b"def model_2(config, num_classes) -> 'keras.Model':\n    pass\n",
-        "no_colon": b"def no_colon(config, num_classes) -> keras.Model\n    pass\n",
-        "no_annotation": b"def no_annotation(config, num_classes):\n    pass\n",
-        "other_annotation": b"def other_annotation(config, num_classes) -> int:\n    pass\n",
-        "other_name": b"def model(config, num_classes) -> keras.Model:\n    pass\n",
-        "method": b"class A:\n    def method(config, num_classes) -> keras.Model:\n        pass\n",
+        "model_1": b"raise SystemExit('it was run')\ndef model_1(config, num_classes) -> keras.Model: pass",
+        "model_2": b"def model_2(config, num_classes) -> 'keras.Model': pass",
+        "no_colon": b"def no_colon(config, num_classes) -> keras.Model pass",
+        "no_annotation": b"def no_annotation(config, num_classes): pass",
+        "other_annotation": b"def other_annotation(config, num_classes) -> int: pass",
+        "other_name": b"def model(config, num_classes) -> keras.Model: pass",
+        "method": b"class A:\n    def method(config, num_classes) -> keras.Model: pass",
         "null": b"\0",
-        "not_utf8": b"# \xff\xfe\ndef not_utf8(config, num_classes) -> keras.Model:\n    pass\n",
+        "not_utf8": b"# \xff\xfe\ndef not_utf8(config, num_classes) -> keras.Model: pass",
     }
     for name, data in files.items():
         (tmp_path / f"{name}.py").write_bytes(data)
@@ -211,13 +206,10 @@ def test_a_file_is_a_model_because_of_its_function(tmp_path):
 # The models with batch normalization
 
 
-def test_resnet_18_has_the_parameters_of_its_paper_for_200_classes():
+def test_resnet_18_has_the_parameters_of_its_paper():
     model = create_model(TrainConfig("resnet_18"), 200)
-    convolutions = 3 * 64 * 9 + 4 * 64 * 64 * 9  # the stem, and the first stage
-    for filters in (128, 256, 512):
-        convolutions += filters // 2 * filters * (9 + 1) + 3 * filters * filters * 9
-    normalized = 5 * 64 + 5 * (128 + 256 + 512)
-    assert model.count_params() == convolutions + 4 * normalized + 512 * 200 + 200 == 11_281_032
+    smaller_stem, fewer_classes, moving_averages = 3 * 64 * (7 * 7 - 3 * 3), 800 * (512 + 1), 9_600
+    assert model.count_params() == 11_689_512 - smaller_stem - fewer_classes + moving_averages == 11_281_032
     assert model.get_layer("relu5_2b").output.shape == (None, 4, 4, 512)  # 56 / 16, rounded up
 
 

@@ -1,6 +1,5 @@
 """A run made small enough to ship is a run like any other; the one that ships is what its card says."""
 
-import json
 import platform
 import re
 import shlex
@@ -33,14 +32,12 @@ def shelf(tmp_path, monkeypatch):
     return export_pretrained.PRETRAINED
 
 
-@pytest.mark.parametrize("model", ["resnet_18", "vgg_16"])
-def test_what_ships_gives_nearly_the_same_and_names_no_folder(sample_dir, tmp_path, shelf, model):
-    scaled = {"schedule": "cosine", "image_sizes": (32, 48), "random_resized_crop": (44, 64)}
-    settings = scaled if model == "resnet_18" else {}
-    run = make_run(tmp_path, sample_dir, model_name=model, precision="mixed_bfloat16", **settings)
-    (run / "metrics.jsonl").write_text(json.dumps({"split": "end", "step": 1, "seconds": 90}) + "\n")
+def test_what_ships_gives_nearly_the_same_and_names_no_folder(sample_dir, tmp_path, shelf):
+    settings = {"schedule": "cosine", "image_sizes": (32, 48), "random_resized_crop": (44, 64)}
+    run = make_run(tmp_path, sample_dir, model_name="vgg_16_bn", precision="mixed_bfloat16", **settings)
+    (run / "metrics.jsonl").write_text('{"split": "end", "step": 1, "seconds": 90}\n')
     folder = export_pretrained.export(run, note="Not the best.")
-    assert folder == shelf / model
+    assert folder == shelf / "vgg_16_bn"
     assert {path.name for path in folder.iterdir()} == {"README.md", "config.json", "metrics.jsonl", ROUNDED_WEIGHTS}
     before, after = load_run(run), load_run(folder)
     assert (after.class_ids, after.class_names) == (before.class_ids, before.class_names)
@@ -54,7 +51,7 @@ def test_what_ships_gives_nearly_the_same_and_names_no_folder(sample_dir, tmp_pa
     assert str(tmp_path) not in card + (folder / "config.json").read_text()
     assert f"{row['single_crop_top_1']:.2%} top-1 and {row['single_crop_top_5']:.2%} top-5" in card
     assert f"expected calibration error {row['calibration_error']:.2%}" in card
-    assert f"`python evaluate.py pretrained/{model}`" in card and "Not the best." in card
+    assert "`python evaluate.py pretrained/vgg_16_bn`" in card and "Not the best." in card
     assert f"float16, {(folder / ROUNDED_WEIGHTS).stat().st_size / 1e6:.0f} MB, for the 10 classes" in card
     assert "of 2 minutes on" in card and f"(python {platform.python_version()}, keras {keras.__version__}, " in card
 
@@ -81,10 +78,9 @@ def test_what_cannot_ship_leaves_the_earlier_one_whole(sample_dir, tmp_path, she
 
 def test_damaged_weights_are_one_line(sample_dir, tmp_path, shelf):
     path = export_pretrained.export(make_run(tmp_path, sample_dir, model_name="logistic_regression")) / ROUNDED_WEIGHTS
-    whole, names = path.read_bytes(), list(np.load(path))
+    names = list(np.load(path))
     for damage in (
-        lambda: path.write_bytes(whole[: len(whole) // 2]),
-        lambda: path.write_text("no zip"),
+        lambda: path.write_bytes(path.read_bytes()[:9999]),
         lambda: np.savez(path, **{name: np.zeros((2, 2)) for name in names}),
         lambda: np.savez(path, **dict.fromkeys(names[1:], 0)),
     ):

@@ -86,8 +86,6 @@ def test_integrated_gradients_are_complete(baseline):
 def test_integrated_gradients_of_a_linear_model():
     model = linear_model()
     parts = (IMAGES - 128.0) * saliency.gradient(model, IMAGES, CLASSES)
-    found = saliency.integrated_gradients(model, IMAGES, CLASSES, steps=3)
-    np.testing.assert_allclose(found, parts, rtol=1e-4, atol=1e-6)
     found = SALIENCY["integrated_gradients"](model, IMAGES, CLASSES)
     np.testing.assert_allclose(found, np.abs(parts.sum(axis=-1)), rtol=1e-4, atol=1e-5)
 
@@ -118,9 +116,7 @@ def test_grad_cam_uses_what_follows_the_last_convolution_and_needs_one():
 def test_maps_depend_on_the_weights_and_hardly_on_the_precision(method):
     """Adebayo et al., https://arxiv.org/abs/1810.03292: a map that random weights do not change shows no model."""
     found = SALIENCY[method](conv_model(), IMAGES, CLASSES)
-    assert found.shape == (3, 8, 8)
-    assert found.dtype == np.float32
-    assert (found >= 0).all()
+    assert (found.shape, found.dtype, found.min() >= 0) == ((3, 8, 8), np.float32, True)
     for one, other in zip(found, SALIENCY[method](randomize(conv_model(), seed=1), IMAGES, CLASSES), strict=True):
         ranks = [np.argsort(np.argsort(m.ravel())) for m in (one, other)]
         assert abs(np.corrcoef(*ranks)[0, 1]) < 0.6

@@ -1,7 +1,7 @@
 """Exports a run's model for use elsewhere: `python -m tools.export RUN --format onnx`.
 
-The exported model computes in float32, from images (B, S, S, 3) uint8 to logits (B, C). The class names, one per line in
-the order of the logits, are written next to it.
+The exported model computes in float32, from images (B, S, S, 3) uint8 to logits (B, C). The class names, one per line
+in the order of the logits, are written next to it.
 """
 
 import tiny_imagenet  # noqa: F401  first: it checks the environment and loads TensorFlow quietly
