@@ -1,13 +1,15 @@
 """Files: atomic writes, locks, JSON; and what happens on the terminal meanwhile."""
 
 import fcntl
+import io
 import json
 import os
 import shutil
+import subprocess
 import sys
-import tempfile
+import time
 from collections.abc import Callable
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -111,31 +113,66 @@ def folder_lock(folder: Path, refusal: str | None = None):
 
 @contextmanager
 def quiet_stderr():
-    """Holds back what C++ code writes to file descriptor 2; if an exception is raised, it is shown after all."""
-    with tempfile.TemporaryFile() as held:
-        saved = os.dup(2)
-        os.dup2(held.fileno(), 2)
-        try:
-            yield
-        except BaseException:
-            held.seek(0)
-            os.write(saved, held.read())
-            raise
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
+    """Holds back what C++ code writes to file descriptor 2; it is shown if the block raises or the process dies."""
+    script = 'held=$(cat); printf "%s" "$held" >&2'  # a process of its own, so that it outlives an abort
+    holder = subprocess.Popen(["sh", "-c", script], stdin=subprocess.PIPE)
+    saved = os.dup(2)
+    os.dup2(holder.stdin.fileno(), 2)
+    try:
+        yield
+        holder.kill()
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        holder.communicate()
+
+
+class LossyOutput(io.FileIO):
+    """A descriptor to which writing never fails: without a terminal or a reader, what is written is lost."""
+
+    def write(self, data) -> int:
+        """Writes what can be written."""
+        with suppress(OSError):
+            super().write(data)
+        return len(data)
+
+
+def lossy_stream(descriptor: int, closefd: bool = False) -> io.TextIOWrapper:
+    """A text stream to a descriptor that may be lost while the program runs."""
+    output = LossyOutput(descriptor, "w", closefd=closefd)
+    return io.TextIOWrapper(output, sys.stderr.encoding, errors="backslashreplace", line_buffering=True)
+
+
+class ProgressLines:
+    """In place of a bar, for log files and notebooks: one line a minute."""
+
+    INTERVAL = 60  # seconds
+
+    def __init__(self, total: int, description: str, unit: str, stream) -> None:
+        self._total, self._description, self._unit, self._stream = total, description, unit, stream
+        self._done, self._start = 0, time.monotonic()
+        self._next = self._start + self.INTERVAL
+
+    def update(self, count: int = 1) -> None:
+        """Counts `count` more; prints a line if it is time."""
+        self._done, now = self._done + count, time.monotonic()
+        if now >= self._next:
+            left = tqdm.format_interval((now - self._start) / self._done * (self._total - self._done))
+            done = f"{self._done:,} of {self._total:,} {self._unit}"
+            print(f"{self._description}: {done}, {left} left", file=self._stream)
+            self._next = now + self.INTERVAL
 
 
 @contextmanager
-def progress_bar(total: int, description: str):
-    """A bar over `total` images that reaches the terminal even inside `quiet_stderr`, if it was opened before."""
-    stream = sys.stderr
-    with suppress(OSError, AttributeError, ValueError):  # notebooks and tests have other streams
-        if sys.stderr.fileno() == 2:
-            stream = os.fdopen(os.dup(2), "w")
-    try:
-        with tqdm(total=total, desc=description, unit=" images", unit_scale=True, file=stream, disable=None) as bar:
-            yield bar
-    finally:
-        if stream is not sys.stderr:
-            stream.close()
+def progress_bar(total: int, description: str, unit: str = "images"):
+    """A bar, or lines without a terminal, that is shown even inside `quiet_stderr` if it was opened before."""
+    with ExitStack() as stack:
+        stream = sys.stderr
+        with suppress(OSError, AttributeError, ValueError):  # notebooks and tests have other streams
+            if sys.stderr.fileno() == 2:
+                stream = stack.enter_context(lossy_stream(os.dup(2), closefd=True))
+        if stream.isatty():
+            options = {"unit": f" {unit}", "unit_scale": True, "dynamic_ncols": True, "leave": None}
+            yield stack.enter_context(tqdm(total=total, desc=description, file=stream, **options))
+        else:
+            yield ProgressLines(total, description, unit, stream)
