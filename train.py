@@ -183,7 +183,7 @@ def evaluate(model: keras.Model, data: Dataset, config: TrainConfig, size: int) 
     batches = eval_batches(data.val, config, size, num_devices=devices.device_count(), shard=devices.shard())
     with progress_bar(len(batches), "evaluating", "batches") as bar:
         count = keras.callbacks.LambdaCallback(on_test_batch_end=lambda *_, **__: bar.update())
-        logs = model.evaluate(batches, callbacks=UnreadLogs([count], model=model), return_dict=True, verbose=0)
+        logs = model.evaluate(batches, callbacks=[count], return_dict=True, verbose=0)
     return select_metrics(logs)
 
 
@@ -227,9 +227,8 @@ def parse(argv: list[str] | None = None) -> Arguments:
     base = RECIPES[start.recipe]
     if start.resume or start.resume_from:
         # A recipe may name the model; apart from that the run's own settings count, wherever its folder is now
-        named = {
-            name: getattr(start, name) or getattr(base, name) for name in ("model_name", "config_name", "runs_dir")
-        }
+        names = ("model_name", "config_name", "runs_dir")
+        named = {name: getattr(start, name) or getattr(base, name) for name in names}
         base = replace(read_config(replace(base, **named).run_dir)[0], **named)
     return tyro.cli(Arguments, args=argv, default=Arguments(config=base), description=describe_recipes())
 

@@ -80,11 +80,6 @@ class UnreadLogs(keras.callbacks.CallbackList):
         for callback in self.callbacks:
             callback.on_train_batch_end(batch, logs)
 
-    def on_test_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """After each batch of an evaluation."""
-        for callback in self.callbacks:
-            callback.on_test_batch_end(batch, logs)
-
 
 @contextmanager
 def running_metrics(model: keras.Model):
@@ -210,8 +205,7 @@ class StepCallback(keras.callbacks.Callback):
 
     def learning_rate(self, model: keras.Model) -> float:
         """The learning rate of the next step."""
-        plateau = self._config.schedule == "plateau"
-        return self._state.control.lr if plateau else float(model.optimizer.learning_rate)
+        return self._state.control.lr if self._config.schedule == "plateau" else float(model.optimizer.learning_rate)
 
     def save(self, model: keras.Model) -> None:
         """Starts saving a checkpoint."""

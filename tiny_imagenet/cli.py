@@ -33,9 +33,8 @@ def command(main: Callable[[], int | None]) -> Callable[[], None]:
     def run() -> None:
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
             signal.signal(signal.SIGINT, _interrupt)
-        for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, io.TextIOWrapper):
-                stream.reconfigure(errors="backslashreplace", line_buffering=True)  # whatever the locale and the reader
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)  # stderr is so by itself
         ignore_write_errors("stderr")
         try:
             code = main() or 0

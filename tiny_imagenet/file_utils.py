@@ -57,13 +57,12 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
             fsync(file)
         temporary.replace(path)
         fsync(path.parent)
-    except OSError as error:
+    except BaseException as error:
         remove(temporary)
+        if not isinstance(error, OSError):
+            raise
         kept = "the previous version is kept" if path.parent.exists() else f"{path.parent} is gone"
         raise UserError(f"cannot write {path} ({error.strerror or error}); {kept}; {hint_for(error)}") from None
-    except BaseException:
-        remove(temporary)
-        raise
 
 
 def write_text(path: Path, text: str) -> None:
@@ -114,8 +113,8 @@ def folder_lock(folder: Path, refusal: str | None = None):
 @contextmanager
 def quiet_stderr():
     """Holds back what C++ code writes to file descriptor 2; it is shown if the block raises or the process dies."""
-    script = 'held=$(cat); printf "%s" "$held" >&2'  # a process of its own, so that it outlives an abort
-    holder = subprocess.Popen(["sh", "-c", script], stdin=subprocess.PIPE)
+    # A process of its own outlives an abort; Ctrl-C on the terminal ends it too, so that nothing is shown
+    holder = subprocess.Popen(["sh", "-c", 'held=$(cat); printf "%s" "$held" >&2'], stdin=subprocess.PIPE)
     saved = os.dup(2)
     os.dup2(holder.stdin.fileno(), 2)
     try:
@@ -149,18 +148,15 @@ class ProgressLines:
     INTERVAL = 60  # seconds
 
     def __init__(self, total: int, description: str, unit: str, stream) -> None:
-        self._total, self._description, self._unit, self._stream = total, description, unit, stream
-        self._done, self._start = 0, time.monotonic()
-        self._next = self._start + self.INTERVAL
+        self._line, self._stream = f"{description}: {{:,}} of {total:,} {unit}", stream
+        self._done, self._due = 0, time.monotonic() + self.INTERVAL
 
     def update(self, count: int = 1) -> None:
-        """Counts `count` more; prints a line if it is time."""
-        self._done, now = self._done + count, time.monotonic()
-        if now >= self._next:
-            left = tqdm.format_interval((now - self._start) / self._done * (self._total - self._done))
-            done = f"{self._done:,} of {self._total:,} {self._unit}"
-            print(f"{self._description}: {done}, {left} left", file=self._stream)
-            self._next = now + self.INTERVAL
+        """Counts `count` more; prints a line if one is due."""
+        self._done += count
+        if time.monotonic() >= self._due:
+            print(self._line.format(self._done), file=self._stream)
+            self._due = time.monotonic() + self.INTERVAL
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import math
 import os
 import sys
 import time
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 import keras
@@ -18,7 +18,7 @@ from tiny_imagenet.devices import describe_hardware, device_count, gpu_names, is
 from tiny_imagenet.recipes import BASE, RECIPES
 
 
-class RunLog:
+class RunLog(AbstractContextManager):
     """Prints how a run proceeds: a bar on a terminal, else a line per point of the curves; log.txt keeps all lines.
 
     A resumed run adds its lines to log.txt. Nothing is cut, so that it shows every start and stop.
@@ -33,14 +33,10 @@ class RunLog:
         self._config, self._total_steps = config, total_steps
         self._path = config.run_dir / "log.txt" if is_main_process() else Path(os.devnull)
         self._first_step, self._start = state.step, time.perf_counter()
-        options = {"unit": "step", "dynamic_ncols": True, "smoothing": 0}  # 0: the time left includes evaluations
-        hidden = None if is_main_process() else True  # None: hidden unless this is a terminal
-        self._bar = tqdm(total=total_steps, initial=state.step, disable=hidden, **options)
+        options = {"disable": None if is_main_process() else True}  # None: hidden unless this is a terminal
+        options |= {"unit": "step", "dynamic_ncols": True, "smoothing": 0}  # 0: the time left includes evaluations
+        self._bar = tqdm(total=total_steps, initial=state.step, **options)
         self._bar_is_seen = sys.stdout.isatty() and sys.stderr.isatty()
-
-    def __enter__(self) -> "RunLog":
-        """Returns itself."""
-        return self
 
     def __exit__(self, _, error: BaseException | None, __) -> None:
         """Ends the bar; notes in log.txt what ended the run."""
@@ -60,8 +56,7 @@ class RunLog:
     def update_bar(self, step: int, metrics: dict[str, float]) -> None:
         """Moves the bar by one step; `metrics` is empty while they are not known."""
         if metrics:
-            self._bar.set_description_str(self._epoch(step), refresh=False)
-            text = f"loss {metrics['data_loss']:.3f}, top-1 {metrics['top_1']:.1%}"
+            text = f"{self._epoch(step)}, loss {metrics['data_loss']:.3f}, top-1 {metrics['top_1']:.1%}"
             self._bar.set_postfix_str(text, refresh=False)
         self._bar.update()
 
@@ -90,11 +85,8 @@ class RunLog:
         """One line per point of the training curves; on a terminal, the bar shows the same."""
         left = (time.perf_counter() - self._start) / (step - self._first_step) * (self._total_steps - step)
         at_most = "at most " * (self._config.schedule == "plateau")
-        line = (
-            f"step {step:,} of {self._total_steps:,} ({self._epoch(step)}): "
-            f"training loss {training['data_loss']:.3f}, top-1 {training['top_1']:.2%}; "
-            f"{training['images_per_second']:,.0f} images/s; {at_most}{tqdm.format_interval(left)} left"
-        )
+        line = f"{_training_text(step, training)}; {training['images_per_second']:,.0f} images/s; "
+        line += f"{self._epoch(step)}, {at_most}{tqdm.format_interval(left)} left"
         (self._keep if self._bar_is_seen else self.print)(line)
 
     def print_evaluation(
@@ -102,9 +94,8 @@ class RunLog:
     ) -> None:
         """One line per evaluation; the training metrics are those of the last point of the curves."""
         self.print(
-            f"step {step:,}: training loss {training['data_loss']:.3f}, top-1 {training['top_1']:.2%}; "
-            f"validation loss {validation['data_loss']:.3f}, top-1 {validation['top_1']:.2%}, "
-            f"top-5 {validation['top_5']:.2%}; learning rate {learning_rate:.3g}; "
+            f"{_training_text(step, training)}; validation loss {validation['data_loss']:.3f}, "
+            f"top-1 {validation['top_1']:.2%}, top-5 {validation['top_5']:.2%}; learning rate {learning_rate:.3g}; "
             f"{training['images_per_second']:,.0f} images/s"
         )
 
@@ -122,12 +113,10 @@ class RunLog:
 
     def print_stop(self, state: TrainState) -> None:
         """How a run that was stopped can be continued."""
-        self._bar.close()
         self.print(f"stopped at step {state.step:,}, checkpoint saved; to continue: {resume_command(self._config)}")
 
     def print_end(self, state: TrainState) -> None:
         """Why the run has ended, and what it reached."""
-        self._bar.close()
         config, last = self._config, state.control.val_accs[-1]
         reason = "no progress after the fourth cut of the learning rate" if state.control.done() else "all epochs done"
         kept, top_1 = ("best", state.best_val_acc) if config.schedule == "plateau" else ("last", last)
@@ -135,6 +124,10 @@ class RunLog:
             f"finished at step {state.step:,} ({reason}) after {state.seconds:,.0f} s: "
             f"{kept} validation top-1 {top_1:.2%}, in {config.run_dir / config.model_file}"
         )
+
+
+def _training_text(step: int, metrics: dict[str, float]) -> str:
+    return f"step {step:,}: training loss {metrics['data_loss']:.3f}, top-1 {metrics['top_1']:.2%}"
 
 
 def resume_command(config: TrainConfig) -> str:
