@@ -43,9 +43,8 @@ class StopSignals:
         """Installs the handlers."""
         if interrupted():  # during the start, by a Ctrl-C whose exception a library swallowed
             raise KeyboardInterrupt
-        numbers = [number for number in self.SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-        if shard()[1] > 1:
-            numbers.remove(signal.SIGTERM)
+        left_alone = signal.SIGTERM if shard()[1] > 1 else None  # it is JAX's
+        numbers = [n for n in self.SIGNALS if n != left_alone and signal.getsignal(n) != signal.SIG_IGN]
         self._before = {number: signal.signal(number, self._note) for number in numbers}
         return self
 
