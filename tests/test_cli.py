@@ -52,6 +52,14 @@ def test_the_start_is_quiet_and_the_users_keras_settings_change_nothing(tmp_path
     assert (result.stdout, result.stderr) == ("channels_last float32\n", "")
 
 
+def test_a_trace_for_each_of_many_image_sizes_is_no_warning(caplog):
+    tf.get_logger().addHandler(caplog.handler)
+    for size in range(9):
+        tf.function(lambda x: x)(tf.zeros(size))
+    tf.get_logger().removeHandler(caplog.handler)
+    assert caplog.records == []
+
+
 def fail(error: BaseException):
     raise error
 

@@ -45,9 +45,9 @@ class RunLog(AbstractContextManager):
             self._keep(f"error: {error}")
 
     def print(self, line: str, stream=None) -> None:
-        """Prints a line above the bar, to standard output unless a stream is given."""
-        tqdm.write(line, stream or sys.stdout)
+        """Keeps a line and prints it above the bar, to standard output unless a stream is given."""
         self._keep(line)
+        tqdm.write(line, stream or sys.stdout)
 
     def _keep(self, line: str) -> None:
         with suppress(OSError), self._path.open("a", encoding="utf-8", errors="backslashreplace") as file:
