@@ -71,8 +71,9 @@ class RunLog(AbstractContextManager):
             f"{len(data.train.labels):,} training and {len(data.val.labels):,} validation images, "
             f"{self._total_steps:,} steps of {config.batch_size} images"
         )
-        each = f", {config.batch_size // device_count()} images each" if device_count() > 1 else ""
-        self.print(f"on the {'GPU' if gpu_names() else 'CPU'}: {describe_hardware()}{each}; {config.precision}")
+        self.print(f"on the {'GPU' if gpu_names() else 'CPU'}: {describe_hardware()}; {config.precision}")
+        if device_count() > 1:
+            self.print(f"on {device_count()} devices, {config.batch_size // device_count()} images each")
         changed = [
             f"{name} {ours} (default {'none' if theirs in ('', ()) else theirs})"
             for name, (ours, theirs) in differences(config, BASE).items()
