@@ -16,7 +16,6 @@ import keras
 import numpy as np
 import tyro
 from keras import ops
-from tqdm import tqdm
 
 from input_pipe import CENTER, as_tensor, ten_crops
 from metrics import expected_calibration_error, top_k_accuracy
@@ -24,6 +23,7 @@ from tiny_imagenet.cli import command
 from tiny_imagenet.config import TrainConfig
 from tiny_imagenet.dataset import Dataset, Split, open_dataset
 from tiny_imagenet.errors import UserError, printable
+from tiny_imagenet.file_utils import progress_bar
 from tiny_imagenet.model_io import Run, load_run
 from tiny_imagenet.run_dir import read_config, read_seconds
 
@@ -50,13 +50,15 @@ def compute_scores(model: keras.Model, split: Split, config: TrainConfig) -> Sco
         config: of the model's run; it decides how images are cropped or scaled.
     """
     images, hits, confidences = as_tensor(split.images), [], []
-    for start in tqdm(range(0, len(split.labels), BATCH_SIZE), desc="evaluating", leave=False, disable=None):
-        batch, labels = images[start : start + BATCH_SIZE], split.labels[start : start + BATCH_SIZE]
-        crops = log_probabilities(model, ten_crops(batch, config))  # (10, B, C)
-        both = crops[CENTER], crops.sum(axis=0)
-        four = ops.stack([top_k_accuracy(labels, log_p, k) for log_p in both for k in (1, 5)])
-        hits.append(ops.convert_to_numpy(four).astype(int))  # (4, B)
-        confidences.append(np.exp(crops[CENTER].max(axis=-1)))  # (B,)
+    with progress_bar(len(split.labels), "evaluating") as bar:
+        for start in range(0, len(split.labels), BATCH_SIZE):
+            batch, labels = images[start : start + BATCH_SIZE], split.labels[start : start + BATCH_SIZE]
+            crops = log_probabilities(model, ten_crops(batch, config))  # (10, B, C)
+            both = crops[CENTER], crops.sum(axis=0)
+            four = ops.stack([top_k_accuracy(labels, log_p, k) for log_p in both for k in (1, 5)])
+            hits.append(ops.convert_to_numpy(four).astype(int))  # (4, B)
+            confidences.append(np.exp(crops[CENTER].max(axis=-1)))  # (B,)
+            bar.update(len(labels))
     hits, confidences = np.concatenate(hits, axis=1), np.concatenate(confidences)
     accuracies = (int(total) / len(split.labels) for total in hits.sum(axis=1))
     return Scores(*accuracies, expected_calibration_error(confidences, hits[0]))

@@ -20,16 +20,18 @@ import tyro
 from input_pipe import eval_batches, train_batches
 from losses import loss_by_name
 from metrics import accuracy, top_5_accuracy
-from tiny_imagenet import devices, messages
+from tiny_imagenet import devices
 from tiny_imagenet.callbacks import StepCallback, StopSignals, UnreadLogs, running_metrics, select_metrics
 from tiny_imagenet.checkpoint import CheckpointManager
-from tiny_imagenet.cli import command
+from tiny_imagenet.cli import command, ignore_write_errors
 from tiny_imagenet.config import TrainConfig
 from tiny_imagenet.dataset import Dataset, open_dataset
 from tiny_imagenet.errors import UserError
+from tiny_imagenet.file_utils import progress_bar
+from tiny_imagenet.messages import RunLog, describe_recipes
 from tiny_imagenet.model_io import read_initial_weights, save_model
 from tiny_imagenet.models import create_model, import_model, initialize_from, resolve_precision
-from tiny_imagenet.optimizers import create_optimizer, ema_weights
+from tiny_imagenet.optimizers import create_optimizer, ema_weights, set_learning_rate
 from tiny_imagenet.recipes import BASE, RECIPES
 from tiny_imagenet.run_dir import read_config, run_folder, write_config
 from tiny_imagenet.schedules import FixedLengthSchedule, TrainControl, count_steps, eval_image_size, image_size
@@ -55,7 +57,7 @@ def train(
     Raises:
         UserError: the settings or the data cannot be used, the run exists or cannot be resumed, the loss is not
             finite, or the disk is full.
-        SystemExit: Ctrl-C or SIGTERM, after a checkpoint was saved.
+        SystemExit: Ctrl-C or another signal, after a checkpoint was saved.
     """
     start_time = time.perf_counter() if start_time is None else start_time
     resuming = resume or resume_from is not None
@@ -83,15 +85,15 @@ def train(
         checkpoints = stack.enter_context(closing(CheckpointManager(config)))
         state = checkpoints.restore(model, resume_from, total_steps)
         write_config(config, data)  # with the settings that a resumed run may change
-        messages.print_run(config, model, data, total_steps, state)
+        log = stack.enter_context(RunLog(config, total_steps, state))
+        log.print_run(model, data, state)
 
         # Loop: train, evaluate, save
         summaries = stack.enter_context(closing(Summaries(folder)))
         histograms = HistogramSource(model, images[:HISTOGRAM_IMAGES])
         if not state.step:
             summaries.start(config, model, images, labels, data.class_names)
-        callback = StepCallback(config, total_steps, state, summaries, checkpoints, histograms, stop, start_time)
-        stack.enter_context(closing(callback))
+        callback = StepCallback(config, total_steps, state, summaries, checkpoints, log, histograms, stop, start_time)
         size, had_ended = None, state.done(total_steps)
         while not state.done(total_steps):
             # Train until the next evaluation, or until the images get larger
@@ -115,28 +117,26 @@ def train(
                         checkpoints.wait()  # a checkpoint that is being written holds the model before this one
                         save_model(model, config)
                 callback.log_evaluation(model, metrics)
-                messages.warn_of_wrong_labels(callback.last_point["top_1"], metrics["top_1"], data)
 
                 # Cut the learning rate if there is no progress; save a checkpoint
                 state.record_evaluation(metrics["top_1"], cut_on_plateau=config.schedule == "plateau")
                 if config.schedule == "plateau":
-                    model.optimizer.learning_rate = state.control.lr
-                messages.print_evaluation(state.step, callback.last_point, metrics, callback.learning_rate(model))
+                    set_learning_rate(model, state.control.lr)
                 callback.save(model)
+                log.print_evaluation(state.step, callback.last_point, metrics, callback.learning_rate(model))
+                log.warn_of_wrong_labels(callback.last_point["top_1"], metrics["top_1"], data)
 
             if stop.received and not state.done(total_steps):
                 callback.save(model)
                 checkpoints.wait()
-                callback.close()
-                messages.print_stop(config, state)
+                log.print_stop(state)
                 sys.exit(128 + stop.received)
 
         checkpoints.wait()
         if not had_ended:  # resuming a finished run adds no time to it
             state.record_seconds(callback.seconds())
         summaries.end(state.step, state.seconds)
-        callback.close()
-        messages.print_end(config, state)
+        log.print_end(state)
         if stop.received:  # during the last evaluation: nothing was left to stop, but the exit code says so
             sys.exit(128 + stop.received)
     return folder
@@ -181,7 +181,10 @@ def retrace(model: keras.Model) -> None:
 def evaluate(model: keras.Model, data: Dataset, config: TrainConfig, size: int) -> dict[str, float]:
     """The metrics over all validation images, scaled or cropped to `size` pixels."""
     batches = eval_batches(data.val, config, size, num_devices=devices.device_count(), shard=devices.shard())
-    return select_metrics(model.evaluate(batches, return_dict=True, verbose=0))
+    with progress_bar(len(batches), "evaluating", "batches") as bar:
+        count = keras.callbacks.LambdaCallback(on_test_batch_end=lambda *_, **__: bar.update())
+        logs = model.evaluate(batches, callbacks=[count], return_dict=True, verbose=0)
+    return select_metrics(logs)
 
 
 # The command
@@ -224,16 +227,16 @@ def parse(argv: list[str] | None = None) -> Arguments:
     base = RECIPES[start.recipe]
     if start.resume or start.resume_from:
         # A recipe may name the model; apart from that the run's own settings count, wherever its folder is now
-        named = {
-            name: getattr(start, name) or getattr(base, name) for name in ("model_name", "config_name", "runs_dir")
-        }
+        names = ("model_name", "config_name", "runs_dir")
+        named = {name: getattr(start, name) or getattr(base, name) for name in names}
         base = replace(read_config(replace(base, **named).run_dir)[0], **named)
-    return tyro.cli(Arguments, args=argv, default=Arguments(config=base), description=messages.describe_recipes())
+    return tyro.cli(Arguments, args=argv, default=Arguments(config=base), description=describe_recipes())
 
 
 @command
 def main() -> None:
-    """Runs the command."""
+    """Runs the command; it trains even if no one can read what it prints."""
+    ignore_write_errors("stdout")
     arguments = parse()
     arguments.processes.connect(settings=repr(replace(arguments, processes=devices.Processes())))
     folder = train(arguments.config, arguments.resume, arguments.resume_from, tiny_imagenet.START_TIME)

@@ -1,5 +1,6 @@
 """What is wrong with the environment, and how a command ends: one line, an exit code, no traceback."""
 
+import io
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ import tensorflow as tf
 from helpers import assert_one_line_error, quick_config
 
 import train
-from tiny_imagenet import ROOT, cli
+from tiny_imagenet import ROOT, cli, file_utils
 from tiny_imagenet.cli import command
 from tiny_imagenet.dataset import open_dataset
 from tiny_imagenet.errors import UserError
@@ -49,6 +50,14 @@ def test_the_start_is_quiet_and_the_users_keras_settings_change_nothing(tmp_path
     (tmp_path / "keras.json").write_text('{"image_data_format": "channels_first", "floatx": "float16"}')
     result = start("pass", KERAS_HOME=str(tmp_path), KERAS_BACKEND="tensorflow")
     assert (result.stdout, result.stderr) == ("channels_last float32\n", "")
+
+
+def test_a_trace_for_each_of_many_image_sizes_is_no_warning(caplog):
+    tf.get_logger().addHandler(caplog.handler)
+    for size in range(9):
+        tf.function(lambda x: x)(tf.zeros(size))
+    tf.get_logger().removeHandler(caplog.handler)
+    assert caplog.records == []
 
 
 def fail(error: BaseException):
@@ -96,16 +105,59 @@ def test_a_full_disk_or_a_closed_pipe_behind_standard_output(monkeypatch):
             stream.close()
 
 
+def test_lines_arrive_at_once_in_any_encoding_and_a_lost_reader_stops_nothing(monkeypatch):
+    reader, writer = os.pipe()
+    stdout = os.fdopen(writer, "w", encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stdout)
+
+    def main():
+        print("trained for 1 \u00fc")
+        assert os.read(reader, 99) == b"trained for 1 \\xfc\n"
+        cli.ignore_write_errors("stdout")
+        print("2")
+        assert os.read(reader, 99) == b"2\n"
+        os.close(reader)
+        print("3", flush=True)
+        return 4
+
+    with pytest.raises(SystemExit) as end:
+        command(main)()
+    assert end.value.code == 4
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize(
+    ("stream", "shown"), [(io.StringIO(), "packing: 3 of 4 images\n"), (Terminal(), "packing: 100%")]
+)
+def test_progress_is_a_bar_on_a_terminal_and_else_a_line_a_minute(monkeypatch, stream, shown):
+    times = iter((0, 59, 61, 61, 90))
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(file_utils.time, "monotonic", lambda: next(times))
+    with file_utils.progress_bar(4, "packing") as bar:
+        for count in (1, 2, 1):
+            bar.update(count)
+    assert shown in stream.getvalue()
+    assert stream.isatty() or stream.getvalue() == shown
+
+
 # Ctrl-C
 
 
 @pytest.mark.slow
-def test_ctrl_c_during_the_imports_ends_without_a_traceback():
-    """Here as TensorFlow is imported."""
+@pytest.mark.parametrize(
+    ("action", "number", "words"),
+    [("os.kill(os.getpid(), 2)", signal.SIGINT, ""), ("os.write(2, b'why') and os.abort()", signal.SIGABRT, "why")],
+)
+def test_ctrl_c_during_the_imports_is_quiet_and_an_abort_says_why(action, number, words):
+    """Here as TensorFlow is imported, while what it prints is held back."""
     prepare = "import os, types; sys.argv = ['train.py']; sys.meta_path.insert(0, types.SimpleNamespace(find_spec="
-    prepare += "lambda name, *_: os.kill(os.getpid(), 2) if name == 'tensorflow.python' else None))"
+    prepare += f"lambda name, *_: {action} if name == 'tensorflow.python' else None))"
     result = start(prepare)
-    assert (result.returncode, result.stderr) == (-signal.SIGINT, "")
+    assert (result.returncode, result.stderr) == (-number, words)
 
 
 @pytest.mark.parametrize("swallowed", [False, True])

@@ -1,6 +1,7 @@
 """What TensorBoard is given, read back from its files; and that the metrics are what they are called."""
 
 import json
+import shutil
 from contextlib import closing
 from dataclasses import asdict, replace
 from functools import cache
@@ -173,6 +174,17 @@ def test_the_histogram_of_a_huge_array_counts_evenly_spaced_values(tmp_path):
     assert count.sum() == 250_000
     np.testing.assert_allclose(count, count.mean(), rtol=1e-3)
     assert (left[0], right[-1]) == (0, 1_999_992)
+
+
+def test_logs_that_are_removed_during_training_are_begun_again_with_one_warning(tmp_path, capsys):
+    with closing(Summaries(tmp_path)) as summaries:
+        for step in (1, 2, 3):
+            summaries.scalars("train", step, {"top_1": step / 10}, {})
+            if step == 1:
+                (tmp_path / "metrics.jsonl").unlink()
+                shutil.rmtree(tmp_path / "tensorboard")
+    assert list(points(tmp_path, "train")) == list(tensors(tmp_path, "train", "top_1")) == [2, 3]
+    assert capsys.readouterr().err == f"warning: logs in {tmp_path} were removed; new ones are begun\n"
 
 
 def test_a_full_disk_under_tensorboards_files_is_one_line(tmp_path, monkeypatch):

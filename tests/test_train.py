@@ -2,10 +2,12 @@
 
 import math
 import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +16,7 @@ import keras
 import numpy as np
 import pytest
 from helpers import make_run, quick_config, write
+from test_cli import Terminal
 from test_resume import assert_same_run, curves
 
 import train
@@ -23,9 +26,10 @@ from tiny_imagenet.callbacks import StepCallback, StopSignals
 from tiny_imagenet.checkpoint import CheckpointManager, TrainState, read_checkpoint
 from tiny_imagenet.config import TrainConfig
 from tiny_imagenet.dataset import open_dataset
+from tiny_imagenet.devices import describe_hardware
 from tiny_imagenet.errors import UserError
 from tiny_imagenet.layers import batch_norm
-from tiny_imagenet.messages import warn_of_wrong_labels
+from tiny_imagenet.messages import RunLog
 from tiny_imagenet.model_io import load_run, read_initial_weights
 from tiny_imagenet.recipes import RECIPES
 from tiny_imagenet.run_dir import list_checkpoints, read_config
@@ -109,11 +113,18 @@ def test_a_new_file_is_a_new_model_and_the_run_says_what_it_did(sample_dir, tmp_
     words += ["--eval-interval", "15", "--summary-interval", "4"]
     result = subprocess.run([sys.executable, "train.py", *words], cwd=tmp_path, capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (0, "")
-    name, (about, settings, *evaluations, end, following) = "runs/my_model/default", result.stdout.splitlines()
+    name, (about, device, settings, *lines, end, following) = "runs/my_model/default", result.stdout.splitlines()
+    assert (tmp_path / name / "log.txt").read_text() == result.stdout.removesuffix(following + "\n")
+    assert device == f"on the CPU: {describe_hardware()}; float32"
     counts = "94,090 parameters, 10 classes, 200 training and 50 validation images, 20 steps of 20 images"
     assert about == f"{name}: {counts}"
     assert "model_name my_model (default vgg_16)" in settings and "batch_size 20 (default 64)" in settings
     training, validation = (points(tmp_path / name, split) for split in ("train", "validation"))
+    evaluations = [lines.pop(place) for place in (3, -1)]
+    for line, (step, point) in zip(lines, training.items(), strict=True):
+        shown = f"training loss {point['data_loss']:.3f}, top-1 {point['top_1']:.2%}; .* images/s"
+        left = rf"epoch {step / 10} of 2, at most \d\d:\d\d left"
+        assert re.fullmatch(f"step {step}: {shown}; {left}", line)
     for line, step, before in zip(evaluations, (15, 20), (12, 20), strict=True):
         ours, theirs = training[before], validation[step]
         losses = f"training loss {ours['data_loss']:.3f}, .*; validation loss {theirs['data_loss']:.3f}, top-1"
@@ -124,13 +135,59 @@ def test_a_new_file_is_a_new_model_and_the_run_says_what_it_did(sample_dir, tmp_
     assert following == f"next: python evaluate.py {name}, or: tensorboard --logdir runs"
 
 
+@pytest.mark.slow
+def test_a_run_without_terminal_input_or_output_ignores_a_hangup_and_stops_on_a_clusters_warning(config):
+    """As nohup starts it, then with everything closed."""
+    words = ["--data-dir", config.data_dir, "--runs-dir", config.runs_dir, "--model-name", config.model_name]
+    words += [
+        "--batch-size",
+        "20",
+        "--num-epochs",
+        str(10**7),
+        "--eval-interval",
+        str(10**8),
+        "--summary-interval",
+        "9",
+    ]
+    closed = f"trap '' HUP; exec {shlex.join([sys.executable, str(ROOT / 'train.py'), *words])} <&- >&- 2>&-"
+    process, log = subprocess.Popen(["sh", "-c", closed]), config.run_dir / "log.txt"
+    for number, awaited in ((signal.SIGHUP, "step 9:"), (signal.SIGUSR1, "step 99:")):
+        while awaited not in (log.read_text() if log.exists() else ""):
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.send_signal(number)
+    assert process.wait(60) == 128 + signal.SIGUSR1
+    assert re.search(
+        r"\nstopped at step \d+, checkpoint saved; to continue: python train.py .* --resume\n$", log.read_text()
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
+def test_signals_that_come_twice_stop_once_and_ignored_ones_never(number, capsys):
+    before = signal.getsignal(number)
+    with StopSignals() as stop:
+        for _ in range(2):
+            signal.raise_signal(number)
+            assert stop.requested(1)
+    assert (stop.received, capsys.readouterr().err.count("stopping")) == (number, 1)
+    assert signal.signal(number, signal.SIG_IGN) == before
+    with StopSignals() as stop:
+        signal.raise_signal(number)
+        assert not stop.requested(1)
+    signal.signal(number, before)
+
+
 def test_without_progress_the_learning_rate_is_cut_four_times_and_the_run_ends(config, monkeypatch, capsys):
     monkeypatch.setattr(train, "evaluate", lambda *_: {"data_loss": 1.0, "top_1": 0.5, "top_5": 0.5})
+    compared = []
+    monkeypatch.setattr(RunLog, "warn_of_wrong_labels", lambda _, ours, theirs, __: compared.append((ours, theirs)))
     folder = train.train(replace(config, eval_interval=2, lr=0.001, summary_interval=1))
     rates = [0.001 / 5 ** max(0, step // 2 - 2) for step in range(12)]  # first cut at the third evaluation, step 6
     assert [point["learning_rate"] for point in points(folder, "train").values()] == pytest.approx(rates)
     assert "finished at step 12 (no progress after the fourth cut" in capsys.readouterr().out
     assert curves(folder)[-1] == {"split": "end", "step": 12}
+    accuracies = [point["top_1"] for point in points(folder, "train").values()]
+    assert compared == [(accuracy, 0.5) for accuracy in accuracies[1::2]]
 
 
 def test_metrics_of_a_step_are_read_while_the_next_one_runs_unless_they_are_needed(config, monkeypatch):
@@ -257,9 +314,11 @@ def test_a_run_in_float16_resumes_exactly(config, tmp_path, monkeypatch):
 # A loss that is NaN or infinite
 
 
-def test_a_growing_loss_ends_the_run_and_the_last_finite_checkpoint_is_kept(config):
+def test_a_growing_loss_ends_the_run_as_log_txt_says_and_the_last_finite_checkpoint_is_kept(config, monkeypatch):
     """L2 multiplies the weights by 1 - lr * reg = -99 in each step, until the sum of their squares overflows."""
-    config = replace(config, lr=1.0, reg=100.0, checkpoint_interval=1)
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, Terminal())
+    config = replace(config, lr=1.0, reg=100.0, checkpoint_interval=1, summary_interval=1)
     with pytest.raises(UserError) as error:
         train.train(config)
     arrays, state, _ = read_checkpoint(list_checkpoints(config.run_dir)[-1])
@@ -267,6 +326,11 @@ def test_a_growing_loss_ends_the_run_and_the_last_finite_checkpoint_is_kept(conf
     assert str(error.value).startswith(ended)
     assert state.step > 2
     assert all(np.isfinite(array).all() for array in arrays.values())
+    _, _, _, *points_of_curves, last = (config.run_dir / "log.txt").read_text().splitlines()
+    assert last == f"error: {error.value}"
+    assert len(points_of_curves) == state.step
+    assert not any(line in sys.stdout.getvalue() for line in points_of_curves)  # the bar shows them
+    assert re.search(r"epoch 0.\d of 2, loss \d+.\d{3}, top-1", sys.stderr.getvalue())
 
 
 FINDERS = {"checkpoint": "the weight fc1/kernel", "eval": "the validation loss", "histogram": "the loss"}
@@ -287,7 +351,8 @@ def test_the_step_with_the_nan_is_named_though_it_is_read_a_step_later(config, i
     config = replace(config, checkpoint_interval=interval, weight_decay=0.5, precision="mixed_float16")
     checkpoints = SimpleNamespace(busy=lambda: False, wait=lambda: None)
     state, stop = TrainState(TrainControl(config.lr), step=5), SimpleNamespace(requested=lambda _: False)
-    callback = StepCallback(config, 20, state, None, checkpoints, None, stop, start_time=0.0)
+    log = SimpleNamespace(update_bar=lambda *_: None)
+    callback = StepCallback(config, 20, state, None, checkpoints, log, None, stop, start_time=0.0)
     callback._end = 20
     answer = r"the loss is nan at step 7; there is no .*--lr \(now 0.01\) or --weight-decay .* or --precision mixed_bf"
     with pytest.raises(UserError, match=answer):
@@ -299,21 +364,14 @@ def test_the_step_with_the_nan_is_named_though_it_is_read_a_step_later(config, i
 # Labels that do not belong to the images
 
 
-def test_validation_at_chance_while_training_learns_is_a_warning(config, monkeypatch, capsys):
-    data = open_dataset(config.data_dir)
-    labels = np.random.default_rng(0).permutation(data.train.labels)
-    wrong = replace(data, val=replace(data.train, labels=labels))  # 200 images, enough to tell what chance is
-    monkeypatch.setattr(train, "open_dataset", lambda *_, **__: wrong)
-    config = replace(config, random_crop=False, random_flip=False, saturation=(1.0, 1.0))
-    train.train(replace(config, lr=0.003, num_epochs=6, eval_interval=60, summary_interval=10))
-    warning = r"warning: top-1 is \d\d.\d% in training but \d+.\d% in validation, no better than chance: .* {} are .*\n"
-    assert re.fullmatch(warning.format(data.root / "val"), capsys.readouterr().err)
-
-
-def test_when_labels_look_wrong(capsys):
+def test_when_labels_look_wrong(config, capsys):
     """Of ten classes; 50 images are too few to tell 0.1 from 0.2."""
+    log = RunLog(config, 20, TrainState(TrainControl(config.lr)))
     cases = ((0.5, 0.1, 200, 1), (0.5, 0.2, 200, 0), (0.15, 0.1, 200, 0), (0.5, 0.1, 50, 0))
     for train_acc, val_acc, num_val, warns in cases:
         val = SimpleNamespace(labels=np.zeros(num_val))
-        warn_of_wrong_labels(train_acc, val_acc, SimpleNamespace(class_ids=range(10), val=val, root=Path("data")))
-        assert capsys.readouterr().err.count("\n") == warns
+        log.warn_of_wrong_labels(train_acc, val_acc, SimpleNamespace(class_ids=range(10), val=val, root=Path("data")))
+        warning = (
+            "warning: top-1 is 50.0% in training but 10.0% in validation, no better than chance: check that the labels"
+        )
+        assert capsys.readouterr().err == f"{warning} in data/val are right\n" * warns

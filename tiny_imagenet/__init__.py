@@ -16,6 +16,10 @@ import os
 import signal
 from pathlib import Path
 
+for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+    if getattr(sys, name) is None:  # closed, as by `>&-`: the next file to be opened would take its number
+        setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode, closefd=False))
+
 ROOT = Path(__file__).resolve().parent.parent  # the folder of the scripts
 BACKENDS = ("tensorflow", "jax")  # of Keras; the first is the default
 PACKAGES = ("tensorflow", "keras", "numpy", "PIL", "tyro", "pooch", "tqdm", "tensorboard", "matplotlib")
@@ -47,5 +51,7 @@ with quiet_stderr():  # TensorFlow prints a dozen notes on every start
     tf.config.list_logical_devices()
     import keras
 
+# Each image size and each model is traced once, on purpose: many of them are no reason for a warning
+tf.get_logger().addFilter(lambda record: "triggered tf.function retracing" not in record.getMessage())
 keras.config.set_floatx("float32")  # whatever ~/.keras/keras.json says
 keras.config.set_image_data_format("channels_last")

@@ -10,13 +10,13 @@ from typing import Any
 
 import keras
 from keras import ops
-from tqdm import tqdm
 
 from tiny_imagenet.checkpoint import CheckpointManager, TrainState
 from tiny_imagenet.cli import interrupted
 from tiny_imagenet.config import TrainConfig
 from tiny_imagenet.devices import is_main_process, reached_stop, shard
 from tiny_imagenet.errors import UserError
+from tiny_imagenet.messages import RunLog
 from tiny_imagenet.recipes import BASE
 from tiny_imagenet.run_dir import find_checkpoint
 from tiny_imagenet.schedules import image_size_end
@@ -26,10 +26,14 @@ METRICS = ("data_loss", "top_1", "top_5")  # what is logged of Keras's metrics
 
 
 class StopSignals:
-    """Turns the first Ctrl-C or SIGTERM into a request to stop after the current step; the second stops at once.
+    """Turns Ctrl-C and signals into a request to stop after the current step; a later Ctrl-C stops at once.
 
-    Of several processes, JAX passes SIGTERM on to all, so that they stop after the same step; Ctrl-C becomes SIGTERM.
+    A signal that is ignored, as by nohup, stays so. Of several processes, JAX passes SIGTERM on to all, so that they
+    stop after the same step; other signals become SIGTERM.
     """
+
+    # Ctrl-C; kill; a closed terminal; what clusters send before a job's time is over
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -39,7 +43,8 @@ class StopSignals:
         """Installs the handlers."""
         if interrupted():  # during the start, by a Ctrl-C whose exception a library swallowed
             raise KeyboardInterrupt
-        numbers = [signal.SIGINT] if shard()[1] > 1 else [signal.SIGINT, signal.SIGTERM]
+        left_alone = signal.SIGTERM if shard()[1] > 1 else None  # it is JAX's
+        numbers = [n for n in self.SIGNALS if n != left_alone and signal.getsignal(n) != signal.SIG_IGN]
         self._before = {number: signal.signal(number, self._note) for number in numbers}
         return self
 
@@ -52,10 +57,12 @@ class StopSignals:
         if shard()[1] > 1:
             os.kill(os.getpid(), signal.SIGTERM)
             return
-        if self.received is not None:
+        if self.received is None:
+            self.received = number
+            message = "stopping after this step or evaluation to save a checkpoint; Ctrl-C: stop at once"
+            print(f"\n{message}", file=sys.stderr)
+        elif number == signal.SIGINT:  # others come twice by themselves: from a terminal and its shell, from a cluster
             raise KeyboardInterrupt
-        self.received = number
-        print("\nstopping after this step or evaluation to save a checkpoint; again: stop at once", file=sys.stderr)
 
     def requested(self, step: int) -> bool:
         """Whether training is to stop after this step."""
@@ -91,7 +98,7 @@ class StepCallback(keras.callbacks.Callback):
         config: the run's.
         total_steps: of the whole run.
         state: how far the run is; it is updated.
-        summaries, checkpoints: what is written to.
+        summaries, checkpoints, log: what is written to.
         histograms: None: no histograms between evaluations.
         stop: whether a signal was received.
         start_time: of the program, by `time.perf_counter`.
@@ -104,25 +111,20 @@ class StepCallback(keras.callbacks.Callback):
         state: TrainState,
         summaries: Summaries,
         checkpoints: CheckpointManager,
+        log: RunLog,
         histograms: HistogramSource,
         stop: StopSignals,
         start_time: float,
     ) -> None:
         super().__init__()
         self._config, self._total_steps, self._state, self._stop = config, total_steps, state, stop
-        self._summaries, self._checkpoints, self._histograms = summaries, checkpoints, histograms
+        self._summaries, self._checkpoints, self._log, self._histograms = summaries, checkpoints, log, histograms
         self._start_time = start_time - state.seconds
         self._unread: dict[str, Any] | None = None  # logs of the step before
         self._running: list | None = None  # metrics since the last point, which `fit` resets
         self._window_steps, self._window_seconds = 0, 0.0  # since the last point, without evaluations
-        hidden = None if is_main_process() else True  # None: hidden unless this is a terminal
-        self._bar = tqdm(total=total_steps, initial=state.step, unit="step", dynamic_ncols=True, disable=hidden)
         self.last_point: dict[str, float] = {}
         """The last point of the training curves; before the first, the metrics so far."""
-
-    def close(self) -> None:
-        """Ends the progress bar."""
-        self._bar.close()
 
     def seconds(self) -> float:
         """How long the run has trained, over all resumes."""
@@ -156,10 +158,10 @@ class StepCallback(keras.callbacks.Callback):
         at_end, stop = step == self._end, self._stop.requested(step)
         point, save = step % self._config.summary_interval == 0, step % self._config.checkpoint_interval == 0
         due = point or save or at_end or stop
-        self._bar.update()
-        self._read(self._unread, step - 1)  # while the device computes this step
+        values = self._read(self._unread, step - 1)  # while the device computes this step
         self._unread = None if due else logs
-        values = self._read(logs, step) if due else {}
+        values = self._read(logs, step) if due else values
+        self._log.update_bar(step, values)
         if point:
             self._write_point(values)
         if self._config.histogram_interval and step % self._config.histogram_interval == 0 and is_main_process():
@@ -177,7 +179,6 @@ class StepCallback(keras.callbacks.Callback):
         values = {name: float(ops.convert_to_numpy(value)) for name, value in (logs or {}).items()}
         if values:
             self.check_finite("the loss", values["loss"], step)
-            self._bar.set_postfix_str(f"loss {values['data_loss']:.3f}, top-1 {values['top_1']:.1%}", refresh=False)
         return values
 
     def _images_per_second(self) -> float:
@@ -192,6 +193,7 @@ class StepCallback(keras.callbacks.Callback):
         self._summaries.scalars("train", self._state.step, values, speed | {"seconds": self.seconds()})
         self.model.reset_metrics()
         self.last_point = values | speed
+        self._log.print_point(self._state.step, self.last_point)
         self._window_steps, self._window_seconds, self._since = 0, 0.0, now
 
     def log_evaluation(self, model: keras.Model, metrics: dict[str, float]) -> None:
@@ -202,8 +204,7 @@ class StepCallback(keras.callbacks.Callback):
 
     def learning_rate(self, model: keras.Model) -> float:
         """The learning rate of the next step."""
-        plateau = self._config.schedule == "plateau"
-        return self._state.control.lr if plateau else float(model.optimizer.learning_rate)
+        return self._state.control.lr if self._config.schedule == "plateau" else float(model.optimizer.learning_rate)
 
     def save(self, model: keras.Model) -> None:
         """Starts saving a checkpoint."""

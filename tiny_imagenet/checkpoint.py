@@ -217,9 +217,7 @@ def _check_length(path: Path, state: TrainState, config: TrainConfig, total_step
     """Raises UserError if num_epochs has changed so that the run cannot continue from this checkpoint."""
     early = state.ended_early(config.eval_interval)
     if state.step > total_steps or (state.step == total_steps and state.step % config.eval_interval and not early):
-        what = (
-            f"{total_steps:,} steps (num_epochs {config.num_epochs}) end before {path} or without an evaluation there"
-        )
+        what = f"{total_steps:,} steps (num_epochs {config.num_epochs}) end before {path} or without evaluation there"
         raise UserError(f"{what}; raise --num-epochs, or use an older checkpoint with --resume-from")
     if state.step < total_steps and early:
         what = f"{path} was evaluated at the end of a shorter run, in the middle of an eval_interval"

@@ -1,14 +1,17 @@
 """What all scripts share: errors in one line, exit codes, and commands as a user would type them."""
 
 import functools
+import io
 import os
 import shlex
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 
 from tiny_imagenet import BACKENDS
 from tiny_imagenet.errors import UserError, hint_for, printable
+from tiny_imagenet.file_utils import lossy_stream
 
 _interrupts: list[int] = []  # Ctrl-C since the command began
 
@@ -30,6 +33,9 @@ def command(main: Callable[[], int | None]) -> Callable[[], None]:
     def run() -> None:
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
             signal.signal(signal.SIGINT, _interrupt)
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)  # stderr is so by itself
+        ignore_write_errors("stderr")
         try:
             code = main() or 0
             sys.stdout.flush()  # here, where an error still becomes one line
@@ -40,6 +46,12 @@ def command(main: Callable[[], int | None]) -> Callable[[], None]:
             sys.exit(exit_status(error))
 
     return run
+
+
+def ignore_write_errors(name: str) -> None:
+    """Lets "stdout" or "stderr" lose what is printed once its terminal, or the reader of its pipe, is gone."""
+    with suppress(OSError, AttributeError, ValueError):  # notebooks and tests have other streams
+        setattr(sys, name, lossy_stream(getattr(sys, name).fileno()))
 
 
 def exit_status(error: BaseException) -> str | int:

@@ -24,6 +24,24 @@ def create_optimizer(config: TrainConfig, learning_rate, model: keras.Model) -> 
     return SGD(learning_rate, nesterov=True, **options)
 
 
+def set_learning_rate(model: keras.Model, learning_rate: float) -> None:
+    """Sets the learning rate. As in TensorFlow 1, it applies to the whole velocity of SGD at once.
+
+    Keras multiplies each gradient by the learning rate before adding it to the velocity, `v = m v - lr g`, which would
+    keep the old learning rate for some steps. The averages of Muon and Adam are of gradients only.
+    """
+    optimizer = _inner_optimizer(model)
+    before = float(optimizer.learning_rate)
+    optimizer.learning_rate = learning_rate
+    if isinstance(optimizer, SGD) and float(optimizer.learning_rate) != before:
+        for velocity in optimizer.momentums:
+            velocity.assign(velocity * (learning_rate / before))
+
+
+def _inner_optimizer(model: keras.Model) -> keras.optimizers.Optimizer:
+    return getattr(model.optimizer, "inner_optimizer", model.optimizer)  # float16 wraps it to scale the loss
+
+
 @contextmanager
 def ema_weights(model: keras.Model):
     """Inside the block, the model has the moving average of its weights if its optimizer keeps one.
@@ -31,7 +49,7 @@ def ema_weights(model: keras.Model):
     The moving averages of batch normalization stay those of the last steps. They fit the averaged weights too once the
     learning rate has fallen to 0. (At a high one they would need recomputing: https://arxiv.org/abs/1803.05407.)
     """
-    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)  # float16 wraps it to scale the loss
+    optimizer = _inner_optimizer(model)
     if not optimizer.use_ema or int(optimizer.iterations) == 0:  # float16 skips steps that overflow
         yield
         return

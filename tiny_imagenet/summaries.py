@@ -17,6 +17,7 @@ import tensorflow as tf
 from keras import ops
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from tensorboard.plugins.hparams import api as hparams
+from tqdm import tqdm
 
 from tiny_imagenet.config import TrainConfig
 from tiny_imagenet.devices import is_main_process
@@ -32,14 +33,23 @@ class Summaries:
     """Writes the logs of the run in `folder`."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder, writes = folder, is_main_process()
+        self._folder = folder
+        self._open()
+
+    def _open(self) -> None:
+        folder, writes = self._folder, is_main_process()
         self._file = (folder / "metrics.jsonl" if writes else Path(os.devnull)).open("a", buffering=1, encoding="utf-8")
         create = tf.summary.create_file_writer if writes else lambda _: tf.summary.create_noop_writer()
         self._writers = {split: create(str(folder / "tensorboard" / split)) for split in ("train", "validation")}
+        self._paths = log_files(folder) if writes else []
 
     @contextmanager
     def _writing(self, split: str, step: int):
         try:
+            if not all(path.exists() for path in self._paths):
+                tqdm.write(f"warning: logs in {printable(self._folder)} were removed; new ones are begun", sys.stderr)
+                self.close()
+                self._open()
             with self._writers[split].as_default(step):
                 yield
         except (OSError, tf.errors.OpError) as error:
