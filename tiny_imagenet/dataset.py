@@ -40,6 +40,11 @@ class Split:
     rows: np.ndarray | None = None  # (N,) where in `packed` the images are; None: M = N, in the same order
 
     @property
+    def num_grayscale(self) -> int:
+        """How many images are stored with one channel."""
+        return int(np.sum(self.is_grayscale))
+
+    @property
     def images(self) -> np.ndarray:
         """(N, 64, 64, 3) uint8; a copy if they are only some of the packed images."""
         return self.packed if self.rows is None else self.packed[self.rows]
@@ -118,25 +123,22 @@ def open_dataset(
     return hold_out(dataset, holdout, seed) if holdout else dataset
 
 
-def open_run_dataset(config: TrainConfig, data_dir: str | Path = "", packed_dir: str | Path = "", **options) -> Dataset:
+def open_run_dataset(
+    config: TrainConfig, data_dir: str | Path = "", packed_dir: str | Path = "", named: bool = True, **options
+) -> Dataset:
     """Opens the dataset of a run, with the same images held out.
 
     Args:
-        config: the run's. The folders that it names are read; anything but the default dataset is not packed there.
-        data_dir: the dataset's folder, if the user named one.
-        packed_dir: the folder for the packed images, if the user named one.
+        config: the run's. Images are not packed in folders that only it names, except for the default dataset.
+        data_dir: the dataset's folder; empty: the one that the run was trained on.
+        packed_dir: the folder for the packed images; empty: packed/ in `data_dir` or, without that, the run's.
+        named: whether the user named `data_dir`.
         options: others of `open_dataset`.
     """
-    named = bool(data_dir or packed_dir)
-    return open_dataset(
-        data_dir or config.data_dir,
-        skip_bad_images=config.skip_bad_images,
-        packed_dir=packed_dir if named else config.packed_dir,
-        holdout=config.holdout,
-        seed=config.seed,
-        may_write=named,
-        **options,
-    )
+    named = bool(packed_dir) or bool(data_dir and named)
+    options |= {"skip_bad_images": config.skip_bad_images, "holdout": config.holdout, "seed": config.seed}
+    packed_dir = packed_dir if named else config.packed_dir
+    return open_dataset(data_dir or config.data_dir, packed_dir=packed_dir, may_write=named, **options)
 
 
 def _pack(root: Path, packed: Path, *arguments) -> None:
@@ -200,7 +202,7 @@ def describe(dataset: Dataset) -> str:
     """What a dataset holds: classes, images of each split, how many are grayscale or scaled, and anything wrong."""
     lines = [f"{printable(dataset.root)}: {len(dataset.class_ids):,} classes"]
     for name, split in (("train", dataset.train), ("val", dataset.val)):
-        kinds = f"{np.sum(split.is_grayscale):,} of them grayscale, {np.sum(split.is_scaled):,} scaled to 64x64"
+        kinds = f"{split.num_grayscale:,} of them grayscale, {np.sum(split.is_scaled):,} scaled to 64x64"
         lines.append(f"  {name}: {len(split.labels):,} images, {kinds}")
     lines += [f"  warning: {note}" for note in dataset.notes] or ["  nothing wrong"]
     return "\n".join([*lines, f"  fingerprint: {dataset.fingerprint}"])

@@ -128,7 +128,7 @@ def _list_classes(root: Path, files: Files) -> dict[str, int]:
     name = printable(root)
     if inner := [path.parent for pattern in ("*/train", "*/*/train") for path in sorted(root.glob(pattern))]:
         raise UserError(
-            f"{name} has no images in train/<class>/, but see {printable(inner[0])}; set --data-dir to that"
+            f"{name} has no images in train/<class>/, but a folder in it does; set --data-dir to {printable(inner[0])}"
         )
     if any(root.glob("*.parquet")) or any(root.glob("*/*.parquet")):
         save = "save each row's image, as train/<class>/<number>.png, with Hugging Face's load_dataset and image.save"

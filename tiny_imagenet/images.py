@@ -25,15 +25,8 @@ HEIF_SUFFIXES = {
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 MAX_PIXELS = 8192 * 8192  # decoded: about 0.5 GB; of a JPEG, after it was scaled down by decoding
 LARGE_SIDE = 8 * IMAGE_SIZE  # to which decoding may scale a JPEG down
-UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}  # EXIF orientation -> what turns the image upright
+UPRIGHT = dict(zip(range(2, 9), map(Image.Transpose, (0, 3, 1, 5, 4, 6, 2)), strict=True))
+"""EXIF orientation -> what turns the image upright, as in Pillow's ImageOps.exif_transpose."""
 UNUSABLE = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG)
 """Errors of the system that concern one file; others (bad disk, too many open files) concern the machine."""
 
