@@ -208,7 +208,7 @@ def test_what_is_odd_is_a_warning(folder, capsys):
 def test_held_out_images_are_a_view_of_the_training_images(folder, packings):
     whole = open_dataset(folder)
     shutil.rmtree(folder / "val")
-    assert "for example --holdout 1 of" in message(open_dataset, folder)
+    assert "add --holdout 1 to validate" in message(open_dataset, folder)
     data, other = (open_dataset(folder, holdout=2, seed=seed) for seed in (1, 2))
     assert len(packings) == 3 and data.train.packed.base is not None and len(data.train.packed) == 9
     assert data.train.labels.tolist() == [1, 2, 0] and data.val.labels.tolist() == [1, 1, 2, 2, 0, 0]
@@ -271,7 +271,7 @@ def test_what_is_no_dataset_but_near_one(tmp_path):
         ("val/val_annotations.txt", "val_0.JPEG\tn01\n../x.JPEG\tn01\n", "line 2: '../x.JPEG' is not in val/images"),
         ("val/val_annotations.txt", "val_0.JPEG\tn01\nval_0.JPEG\tn02\n", "line 2: 'val_0.JPEG' is listed twice"),
         ("val/val_annotations.txt", None, "val_annotations.txt is missing"),
-        ("val", None, "val has no usable images; add some, or validate on training images, for example --holdout 1"),
+        ("val", None, "val has no usable images; add some, or add --holdout 1 to validate on training"),
         ("train", None, "has no images in train/<class>/"),
         ("train/n01/images", None, "train has no usable images of n01"),
     ],

@@ -110,7 +110,12 @@ def test_a_file_that_cannot_be_read_is_named_in_one_line(tmp_path):
     (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic")
     Image.new("1", (13000, 13000)).save(tmp_path / "large.png")
     Image.new("1", (20000, 20000)).save(tmp_path / "huge.png")
-    reasons = {"text.jpg": "not an image", "half.jpg": "truncated", "missing.jpg": "No such file", ".": "a directory"}
+    reasons = {
+        "text.jpg": "not an image",
+        "half.jpg": "truncated",
+        "missing.jpg": "No such file",
+        ".": "a folder; name",
+    }
     reasons |= {"a.heic": "HEIC", "large.png": "too large: more than 67,108,864 pixels", "huge.png": "too large: more"}
     for name, words in (reasons | {"n" * 300: "File name too long", "\0": "null"}).items():
         with pytest.raises(BadImageError, match=words) as caught:

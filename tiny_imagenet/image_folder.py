@@ -25,12 +25,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from tiny_imagenet.classes import first_few, read_class_ids, read_class_names, read_lines
 from tiny_imagenet.config import DEFAULT_DATA_DIR
 from tiny_imagenet.errors import UserError, printable
 from tiny_imagenet.file_utils import disk_errors, is_empty
 from tiny_imagenet.images import image_suffixes
 from tiny_imagenet.recipes import RECIPES
+from tiny_imagenet.text_files import first_few, read_annotations, read_class_ids, read_class_names
 
 Files = dict[str, list[str]]  # folder, relative to the dataset's -> names of the images in it, sorted
 
@@ -71,24 +71,22 @@ def scan_folder(root: Path) -> tuple[Files, str]:
             status = (root / name).stat()
             digest.update(f"{name} {[status.st_size, status.st_mtime_ns]}\n".encode())
     for split in ("train", "val"):
-        seen = set()  # links may form a circle
         with suppress(FileNotFoundError, NotADirectoryError):
             for folder, folders, names, descriptor in os.fwalk(root / split, onerror=_fail, follow_symlinks=True):
-                status = os.fstat(descriptor)
-                is_new = (status.st_dev, status.st_ino) not in seen
-                seen.add((status.st_dev, status.st_ino))
-                folders[:] = sorted(name for name in folders if is_new and not name.startswith("."))
-                path, numbers, found = Path(folder).relative_to(root).as_posix(), array("q"), []
-                for name in sorted(filter(is_image, names)) if is_new else ():
+                path, numbers, files_here = Path(folder).relative_to(root), array("q"), []
+                is_deep = len(path.parts) > 5  # links may form a circle
+                folders[:] = [] if is_deep else sorted(name for name in folders if not name.startswith("."))
+                for name in sorted(filter(is_image, names)):
                     try:
                         status = os.stat(name, dir_fd=descriptor)  # twice as fast as with its path
+                        stamp, is_file = (status.st_size, status.st_mtime_ns), stat.S_ISREG(status.st_mode)
                     except OSError:  # a broken link, which must be reported; its target may appear
-                        status = None
-                    if status is None or stat.S_ISREG(status.st_mode):
-                        found.append(name)
-                        numbers.extend((status.st_size, status.st_mtime_ns) if status else (-1, -1))
-                files[path] = found
-                digest.update(os.fsencode(f"{path}/{'/'.join(found)}\n") + numbers.tobytes())
+                        stamp, is_file = (-1, -1), True
+                    if is_file:
+                        files_here.append(name)
+                        numbers.extend(stamp)
+                files[path.as_posix()] = files_here
+                digest.update(os.fsencode(f"{path}/{'/'.join(files_here)}\n") + numbers.tobytes())
     return files, digest.hexdigest()
 
 
@@ -127,9 +125,8 @@ def _list_classes(root: Path, files: Files) -> dict[str, int]:
         return read_class_ids(root, folders)
     name = printable(root)
     if inner := [path.parent for pattern in ("*/train", "*/*/train") for path in sorted(root.glob(pattern))]:
-        raise UserError(
-            f"{name} has no images in train/<class>/, but a folder in it does; set --data-dir to {printable(inner[0])}"
-        )
+        advice = f"but a folder in it does; set --data-dir to {printable(inner[0])}"
+        raise UserError(f"{name} has no images in train/<class>/, {advice}")
     if any(root.glob("*.parquet")) or any(root.glob("*/*.parquet")):
         save = "save each row's image, as train/<class>/<number>.png, with Hugging Face's load_dataset and image.save"
         raise UserError(f"{name} holds Parquet files, which are tables, and not folders of images; {save}")
@@ -165,18 +162,14 @@ def list_images(root: Path, files: Files, mode: str, label_of_id: dict[str, int]
     """
     annotated = files.get("val/images", []) if mode == "val" and "images" not in label_of_id else []
     if annotated:
-        label_of, notes = _read_annotations(root, annotated, label_of_id)
+        label_of, notes = read_annotations(root, annotated, label_of_id)
     else:
         found = _class_folders(files, mode) or (_class_folders(files, "val/images") if mode == "val" else {})
         if unknown := sorted(set(found) - set(label_of_id)):
             where = "in wnids.txt" if (root / "wnids.txt").exists() else "a class folder of train"
             folder = printable(root / found[unknown[0]][0].rpartition("/")[0])
             raise UserError(f"{folder} has images, but is not {where}; add it there, or move it away")
-        order = sorted(found) if mode == "train" else found
-        label_of = {
-            name: label_of_id[class_id] for class_id in order for name in sorted(found[class_id], key=_base_name)
-        }
-        notes = []
+        label_of, notes = {name: label_of_id[i] for i in sorted(found) for name in sorted(found[i], key=_base_name)}, []
     if mode == "val":
         label_of = {name: label_of[name] for name in sorted(label_of, key=_base_name)}
     all_names = [f"{folder}/{name}" for folder in files if folder.split("/")[0] == mode for name in files[folder]]
@@ -202,36 +195,15 @@ def _base_name(filename: str) -> tuple[str, str]:
     return filename.rpartition("/")[2], filename
 
 
-def _read_annotations(root: Path, found: list[str], label_of_id: dict[str, int]) -> tuple[dict[str, int], list[str]]:
-    """The labels that val_annotations.txt gives the images found in val/images, and notes."""
-    path = root / "val" / "val_annotations.txt"
-    label_of: dict[str, int] = {}
-    unlabeled = {f"val/images/{name}" for name in found}
-    for where, line in read_lines(path, "it must give each image of val/images its class"):
-        name, class_id = (field.strip() for field in f"{line}\t".split("\t")[:2])
-        filename = f"val/images/{name}"
-        if class_id not in label_of_id:
-            raise UserError(f"{where}: {class_id[:60]!r} is not a class; a line is: file name, tab, class id")
-        if filename not in unlabeled:
-            problem = "is listed twice" if filename in label_of else "is not in val/images"
-            raise UserError(f"{where}: {name[:60]!r} {problem}; remove the line, or unpack the dataset again")
-        unlabeled.remove(filename)
-        label_of[filename] = label_of_id[class_id]
-    note = f"{printable(path)} has no line for {first_few(sorted(unlabeled))}; left out"
-    return label_of, [note] * bool(unlabeled)
-
-
-def check_labels(
-    root: Path, class_ids: Sequence[str], train: Sequence[int], val: Sequence[int], needs_val: bool
-) -> None:
+def check_labels(root: Path, class_ids: Sequence[str], train: list[int], val: list[int], needs_val: bool) -> None:
     """Raises UserError if a class has no training images, or if there are no validation images and they are needed."""
     counts = Counter(train)
     if empty := [class_id for label, class_id in enumerate(class_ids) if not counts[label]]:
         problem = f"{printable(root / 'train')} has no usable images of {first_few(empty)}"
         raise UserError(f"{problem}; add some, or remove the class")
-    if needs_val and not len(val):
+    if needs_val and not val:
         setting = f"--holdout {max(1, min(counts.values()) // 10)}"
-        advice = f"add some, or validate on training images, for example {setting} of each class"
+        advice = f"add some, or add {setting} to validate on training images of each class"
         raise UserError(f"{printable(root / 'val')} has no usable images; {advice}")
 
 

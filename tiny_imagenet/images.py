@@ -27,7 +27,7 @@ MAX_PIXELS = 8192 * 8192  # decoded: about 0.5 GB; of a JPEG, after it was scale
 LARGE_SIDE = 8 * IMAGE_SIZE  # to which decoding may scale a JPEG down
 UPRIGHT = dict(zip(range(2, 9), map(Image.Transpose, (0, 3, 1, 5, 4, 6, 2)), strict=True))
 """EXIF orientation -> what turns the image upright, as in Pillow's ImageOps.exif_transpose."""
-UNUSABLE = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG)
+UNUSABLE = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG)
 """Errors of the system that concern one file; others (bad disk, too many open files) concern the machine."""
 
 warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd metadata and large images
@@ -79,6 +79,8 @@ def read_image_file(path: str | Path) -> ImageFile:
         try:
             with Path(path).open("rb") as file:
                 return _decode(file)
+        except IsADirectoryError:
+            raise BadImageError(path, "a folder; name the images in it") from None
         except MemoryError:
             raise
         except Exception as error:  # Pillow raises many kinds on damaged data

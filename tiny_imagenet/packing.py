@@ -18,12 +18,12 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tiny_imagenet.classes import first_few
 from tiny_imagenet.config import IMAGE_SIZE
 from tiny_imagenet.errors import UserError, printable
 from tiny_imagenet.file_utils import fsync, progress_bar, quiet_stderr, temporary_folder, write_text
 from tiny_imagenet.image_folder import Files, ImageList, check_labels, read_folder
 from tiny_imagenet.images import BadImageError, ImageFile, read_image_file
+from tiny_imagenet.text_files import first_few
 
 INDEX_VERSION = 4  # of what is packed; other versions are packed again
 INDEX_START = re.compile(
@@ -174,7 +174,7 @@ def pack_dataset(root: Path, packed: Path, files: Files, stamp: str, skip_bad_im
         notes += list_bad_images(bad_list, temporary / BAD_LIST, bad + bad_val, skip_bad_images)
         labels = index["val"]["labels"]
         check_labels(root, list(label_of_id), index["train"]["labels"], labels, needs_val)
-        if missing := [class_id for class_id, label in label_of_id.items() if label not in labels]:
+        if missing := [list(label_of_id)[label] for label in sorted(set(label_of_id.values()) - set(labels))]:
             index["val"]["notes"].append(f"{printable(root / 'val')} has no images of {first_few(missing)}")
         index |= {"fingerprint": digest.hexdigest(), "notes": notes + train.notes, "has_skipped": bool(bad + bad_val)}
         write_text(temporary / "index.json", json.dumps(index))

@@ -1,4 +1,4 @@
-"""The classes of a dataset: wnids.txt, which lists their ids, and words.txt, which names them."""
+"""The text files of a dataset: wnids.txt, words.txt and val_annotations.txt."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -13,7 +13,7 @@ def first_few(items: Sequence[str], limit: int = 3) -> str:
     return ", ".join(map(printable, items[:limit])) + f" and {len(items) - limit} more" * (len(items) > limit)
 
 
-def read_lines(path: Path, purpose: str = "") -> list[tuple[str, str]]:
+def _read_lines(path: Path, purpose: str = "") -> list[tuple[str, str]]:
     """The lines of a UTF-8 file that are not blank, each as (file and line number, line).
 
     Raises:
@@ -39,7 +39,7 @@ def read_class_ids(root: Path, folders: Iterable[str]) -> dict[str, int]:
     if not (root / "wnids.txt").exists():
         return {class_id: label for label, class_id in enumerate(sorted(folders))}
     label_of_id: dict[str, int] = {}
-    for where, line in read_lines(root / "wnids.txt", "it must list the class ids, one per line"):
+    for where, line in _read_lines(root / "wnids.txt", "it must list the class ids, one per line"):
         class_id = line.strip()
         if not class_id.isprintable() or "/" in class_id or class_id in (".", ".."):
             raise UserError(f"{where}: {class_id[:60]!r} cannot be a class id, because it cannot be a folder's name")
@@ -52,7 +52,7 @@ def read_class_ids(root: Path, folders: Iterable[str]) -> dict[str, int]:
 def read_class_names(root: Path, class_ids: Iterable[str]) -> tuple[list[str], list[str]]:
     """The class names, unique, up to their first comma, and notes. A class without a name in words.txt has its id."""
     path, words = root / "words.txt", {}
-    for _, line in read_lines(path):
+    for _, line in _read_lines(path):
         class_id, _, names = line.partition("\t")
         words[class_id.strip()] = names.split(",")[0].strip()
     names = {class_id: printable(words.get(class_id) or class_id) for class_id in class_ids}
@@ -63,3 +63,22 @@ def read_class_names(root: Path, class_ids: Iterable[str]) -> tuple[list[str], l
     if doubled := sorted(name for name, count in counts.items() if count > 1):
         notes.append(f"{printable(path)} calls several classes {first_few(doubled)}; their ids are added to the names")
     return [f"{name} ({printable(i)})" if counts[name] > 1 else name for i, name in names.items()], notes
+
+
+def read_annotations(root: Path, found: list[str], label_of_id: dict[str, int]) -> tuple[dict[str, int], list[str]]:
+    """The labels that val_annotations.txt gives the images found in val/images, and notes."""
+    path = root / "val" / "val_annotations.txt"
+    label_of: dict[str, int] = {}
+    unlabeled = {f"val/images/{name}" for name in found}
+    for where, line in _read_lines(path, "it must give each image of val/images its class"):
+        name, class_id = (field.strip() for field in f"{line}\t".split("\t")[:2])
+        filename = f"val/images/{name}"
+        if class_id not in label_of_id:
+            raise UserError(f"{where}: {class_id[:60]!r} is not a class; a line is: file name, tab, class id")
+        if filename not in unlabeled:
+            problem = "is listed twice" if filename in label_of else "is not in val/images"
+            raise UserError(f"{where}: {name[:60]!r} {problem}; remove the line, or unpack the dataset again")
+        unlabeled.remove(filename)
+        label_of[filename] = label_of_id[class_id]
+    note = f"{printable(path)} has no line for {first_few(sorted(unlabeled))}; left out"
+    return label_of, [note] * bool(unlabeled)
