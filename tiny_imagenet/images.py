@@ -45,8 +45,8 @@ class BadImageError(UserError):
     """A file that cannot be used as an image; `reason` says why, without its name."""
 
     def __init__(self, path: str | Path, reason: str) -> None:
-        super().__init__(f"cannot read {printable(path)} ({reason})")
-        self.reason = reason
+        super().__init__(f"cannot read {printable(path)} ({printable(reason)})")
+        self.reason = printable(reason)
 
 
 @cache
