@@ -466,9 +466,7 @@ def test_packed_images_may_be_elsewhere(folder, tmp_path):
 def test_a_folder_that_only_a_run_names_is_not_written_to(folder, tmp_path, monkeypatch):
     config = TrainConfig(data_dir=str(folder), packed_dir=str(tmp_path / "packed"), holdout=1, seed=4)
     text = message(open_run_dataset, config)
-    assert (
-        text.endswith(f"if this is the right dataset, add --data-dir {folder}") and not (tmp_path / "packed").exists()
-    )
+    assert text.endswith(f"if it is the right dataset, add --data-dir {folder}") and not (tmp_path / "packed").exists()
     named = open_run_dataset(config, folder)
     assert is_packed(folder) and named.val.filenames == open_dataset(folder, holdout=1, seed=4).val.filenames
     open_run_dataset(config, folder, tmp_path / "packed")

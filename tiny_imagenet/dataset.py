@@ -115,8 +115,8 @@ def open_dataset(
                 raise  # no permission, a bad disk: packing again would not help
             defaults = [Path(DEFAULT_DATA_DIR).resolve(), ROOT / DEFAULT_DATA_DIR]
             if not may_write and (packed_dir or root.resolve() not in defaults):
-                problem = f"the images of {printable(root)} are not packed, or have changed"
-                raise UserError(f"{problem}; if this is the right dataset, add --data-dir {printable(root)}") from None
+                problem = f"the images of {printable(root)}, which only the run names, must be packed first"
+                raise UserError(f"{problem}; if it is the right dataset, add --data-dir {printable(root)}") from None
             _pack(root, packed, files, stamp, skip_bad_images, not holdout)
             dataset = _open_packed(root, packed, stamp, skip_bad_images, holdout)
     warn(dataset.notes)
