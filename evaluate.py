@@ -8,7 +8,7 @@ import tiny_imagenet  # noqa: F401  first: it checks the environment and loads T
 # isort: split
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -21,7 +21,7 @@ from input_pipe import CENTER, as_tensor, ten_crops
 from metrics import expected_calibration_error, top_k_accuracy
 from tiny_imagenet.cli import command
 from tiny_imagenet.config import TrainConfig
-from tiny_imagenet.dataset import Dataset, Split, open_dataset
+from tiny_imagenet.dataset import Dataset, Split, open_run_dataset
 from tiny_imagenet.errors import UserError, printable
 from tiny_imagenet.file_utils import progress_bar
 from tiny_imagenet.model_io import Run, load_run
@@ -118,23 +118,25 @@ def select_images(split: Split, list_file: Path) -> Split:
     if unknown := [name for name in names if name not in index]:
         raise UserError(f"{printable(list_file)}: there is no validation image {printable(unknown[0])}; remove it")
     chosen = sorted(index[name] for name in names)
-    filenames = [split.filenames[i] for i in chosen]
-    return replace(split, images=split.images[chosen], labels=split.labels[chosen], filenames=filenames)
+    return split.select(chosen)
 
 
-def evaluate(folder: Path, data_dir: str | None = None, images: Path | None = None) -> dict:
+def evaluate(
+    folder: Path, data_dir: str | None = None, images: Path | None = None, packed_dir: str | None = None
+) -> dict:
     """Evaluates one run.
 
     Args:
         folder: the run's folder.
         data_dir: the dataset's folder; None: that of the run's training.
         images: a text file that lists the validation images to use; None: all.
+        packed_dir: the folder for the packed images; None: packed/ in `data_dir`, or that of the run's training.
 
     Returns:
         run, model, parameters, the fields of `Scores`, images (how many) and seconds (of training).
     """
     run = load_run(folder)
-    data = open_dataset(data_dir or run.config.data_dir, skip_bad_images=run.config.skip_bad_images)
+    data = open_run_dataset(run.config, data_dir or "", packed_dir or "")
     check_same_classes(run, data)
     split = select_images(data.val, images) if images else data.val
     row = {"run": str(folder), "model": run.config.model_name, "parameters": run.model.count_params()}
@@ -162,6 +164,8 @@ class Arguments:
     """The runs' folders, for example runs/vgg_16/default."""
     data_dir: str | None = None
     """The dataset's folder. None: that of the run's training."""
+    packed_dir: str | None = None
+    """The folder for the packed images. None: packed/ in --data-dir, or that of the run's training."""
     images: Path | None = None
     """A text file with the names of the validation images to use, one per line. None: all."""
     json: bool = False
@@ -174,7 +178,7 @@ def main() -> None:
     arguments = tyro.cli(Arguments)
     if not arguments.runs:
         raise UserError("no run given; for example: python evaluate.py runs/vgg_16/default")
-    rows = [evaluate(folder, arguments.data_dir, arguments.images) for folder in arguments.runs]
+    rows = [evaluate(folder, arguments.data_dir, arguments.images, arguments.packed_dir) for folder in arguments.runs]
     print("\n".join(json.dumps(row) for row in rows) if arguments.json else format_table(rows))
 
 

@@ -7,6 +7,7 @@ stateless generators. So a resumed run sees exactly the batches that it would ha
 import tiny_imagenet  # noqa: F401  first: it checks the environment and loads TensorFlow quietly
 
 # isort: split
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
@@ -46,12 +47,12 @@ def train_batches(
     Returns:
         A dataset of (images (B, S, S, 3) uint8, labels (B,) int32), B = batch_size / process_count.
     """
-    images, labels = as_tensor(split.images), tf.constant(split.labels)
+    gather_images, labels = image_reader(split), tf.constant(split.labels)
 
     @no_autograph
     def make_batch(step, indices):
         indices = tf.split(indices, shard[1])[shard[0]]
-        return train_preprocessing(tf.gather(images, indices), config, step, size, shard), tf.gather(labels, indices)
+        return train_preprocessing(gather_images(indices), config, step, size, shard), tf.gather(labels, indices)
 
     steps = tf.data.Dataset.range(start_step, FOREVER)
     indices = shuffled_indices(len(split.labels), config.batch_size, config.seed, start_step)
@@ -94,18 +95,27 @@ def eval_batches(
     Returns:
         A dataset of (images (B, S, S, 3) uint8, labels (B,) int32) and, for several devices, weights (B,) float32.
     """
-    images, labels, num_images = as_tensor(split.images), tf.constant(split.labels), len(split.labels)
+    gather_images, labels, num_images = image_reader(split), tf.constant(split.labels), len(split.labels)
     batch_size = -(-batch_size // num_devices) * num_devices
     end = -(-num_images // batch_size) * batch_size if num_devices > 1 else num_images
 
     @no_autograph
     def make_batch(positions):
         indices = tf.minimum(positions, num_images - 1)
-        batch = eval_preprocessing(tf.gather(images, indices), config, size), tf.gather(labels, indices)
+        batch = eval_preprocessing(gather_images(indices), config, size), tf.gather(labels, indices)
         return (*batch, tf.cast(positions < num_images, tf.float32)) if num_devices > 1 else batch
 
     parts = tf.data.Dataset.range(end).batch(batch_size // shard[1]).shard(shard[1], shard[0])
     return without_tuning(parts.map(make_batch, CORES, deterministic=True).prefetch(2))
+
+
+def image_reader(split: Split) -> Callable[[tf.Tensor], tf.Tensor]:
+    """A function that gathers images of a split from the packed file: indices (B,) to (B, 64, 64, 3) uint8."""
+    packed, rows = as_tensor(split.packed), split.rows
+    if rows is None:
+        return lambda indices: tf.gather(packed, indices)
+    rows = tf.constant(rows)
+    return lambda indices: tf.gather(packed, tf.gather(rows, indices))
 
 
 def as_tensor(images: np.ndarray) -> tf.Tensor:

@@ -41,8 +41,8 @@ class Arguments:
     """Predicts what is in images: the most probable classes and, with --output, where the model looks."""
 
     images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE...")]
-    """JPEG, PNG, WebP, GIF, BMP, TIFF or PPM files of any size; - reads their names from standard input, one per
-    line."""
+    """JPEG, PNG, WebP, AVIF, GIF, BMP, TIFF and other image files of any size; - reads their names from standard input,
+    one per line."""
     run: str | None = None
     """The run whose model is used, such as runs/vgg_16/default. None: pretrained/resnet_18."""
     output: Path | None = None

@@ -64,7 +64,13 @@ def train(
     check_settings(config, resuming)
 
     # Data: packed once, then a batch is a function of (seed, step)
-    data = open_dataset(config.data_dir, skip_bad_images=config.skip_bad_images)
+    data = open_dataset(
+        config.data_dir,
+        skip_bad_images=config.skip_bad_images,
+        packed_dir=config.packed_dir,
+        holdout=config.holdout,
+        seed=config.seed,
+    )
     config = resolve_precision(config, len(data.class_ids))
     total_steps = count_steps(config, data)
     images, labels = next(train_batches(data.train, config, shard=devices.shard()).take(1).as_numpy_iterator())

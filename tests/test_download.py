@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from helpers import make_dataset, write
 
+from tiny_imagenet import dataset
 from tiny_imagenet.config import DEFAULT_DATA_DIR
 from tiny_imagenet.dataset import Dataset, open_dataset
 from tiny_imagenet.errors import UserError
@@ -81,13 +82,26 @@ def message(target: Path, url: str, md5: str = "0" * 32) -> str:
 
 
 def test_downloads_once_over_what_a_killed_download_left(tmp_path, server):
-    write(tmp_path / "new.download/unzipped/wnids.txt", "half")
+    killed = write(tmp_path / f".new.download-{'0f' * 8}/unzipped/wnids.txt", "half").parent.parent
+    kept = write(tmp_path / "new.download/thesis.tex", "x").parent
     assert len(server.download(tmp_path / "new").train.labels) == 9
-    assert list(tmp_path.iterdir()) == [tmp_path / "new"]
+    assert set(tmp_path.iterdir()) == {tmp_path / "new", kept} and not killed.exists() and any(kept.iterdir())
     server.download(tmp_path / "new")
     assert server.requests == 1, "what exists is not downloaded again"
-    (tmp_path / "empty").mkdir()
-    assert len(server.download(tmp_path / "empty").val.labels) == 4
+
+
+def test_downloads_into_an_empty_folder_that_someone_is_in(tmp_path, server, monkeypatch):
+    write(tmp_path / "here/.hidden", "x")
+    monkeypatch.chdir(tmp_path / "here")
+    assert len(server.download(".").val.labels) == 4
+    assert {path.name for path in Path().iterdir()} >= {"train", "val", "wnids.txt", "words.txt", ".hidden"}
+
+
+def test_the_second_address_is_used_if_the_first_fails(tmp_path, server, monkeypatch):
+    monkeypatch.setattr(dataset, "URLS", ("http://127.0.0.1:9/a.zip", server.address["url"]))
+    assert len(open_dataset(tmp_path / "new", download=True, md5=server.address["md5"]).val.labels) == 4
+    with pytest.raises(UserError, match=r"127.0.0.1:9/a.zip \(.* or .*data.zip \(.*another version"):
+        open_dataset(tmp_path / "other", download=True, md5="0" * 32)
 
 
 def test_only_the_default_folder_is_downloaded_automatically(tmp_path, server, monkeypatch):
@@ -100,7 +114,7 @@ def test_only_the_default_folder_is_downloaded_automatically(tmp_path, server, m
 
 def test_a_folder_with_other_things_is_left_alone(tmp_path, server):
     write(tmp_path / "thesis.tex", "x")
-    with pytest.raises(UserError, match=r"wnids\.txt is missing"):
+    with pytest.raises(UserError, match="has no images in train"):
         server.download(tmp_path)
     with pytest.raises(UserError, match="none: No such file"):
         server.download(tmp_path / "none" / "data")
@@ -114,9 +128,9 @@ def test_address_without_a_server(tmp_path, url):
 
 
 def test_wrong_checksum_cut_off_and_not_found(tmp_path, server):
-    assert "md5 is not 00000000" in message(tmp_path / "new", server.address["url"])
+    assert "another version: its MD5 is not 00000000" in message(tmp_path / "new", server.address["url"])
     server.is_cut = True
-    assert server.address["url"] in message(tmp_path / "new", **server.address)
+    assert "another version" not in message(tmp_path / "new", **server.address)
     server.data = b""
     assert "404" in message(tmp_path / "new", **server.address)
 

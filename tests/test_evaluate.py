@@ -79,7 +79,7 @@ def run_folder(sample_dir, tmp_path_factory):
 
 def test_a_run_of_other_classes_is_refused(run_folder, sample_dir, monkeypatch):
     data = open_dataset(sample_dir)
-    monkeypatch.setattr("evaluate.open_dataset", lambda *_, **__: replace(data, class_ids=data.class_ids[:-1]))
+    monkeypatch.setattr("evaluate.open_run_dataset", lambda *_, **__: replace(data, class_ids=data.class_ids[:-1]))
     with pytest.raises(UserError, match=r"trained on 10 classes, but .* has 9 others; .*--data-dir"):
         evaluate.evaluate(run_folder)
 

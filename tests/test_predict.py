@@ -12,7 +12,6 @@ from helpers import make_run, run_script
 from PIL import Image
 
 import predict
-from tiny_imagenet.images import FORMATS
 from tiny_imagenet.model_io import load_run
 
 PHOTO = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
@@ -59,9 +58,9 @@ def test_bad_files_get_a_line_each_and_good_ones_a_table_and_a_drawing(monkeypat
     assert call(monkeypatch, "-", tmp_path, PHOTO, *options, stdin=names) == 1
     out, err = capsys.readouterr()
     assert err.splitlines() == [
-        f"error: {bad} is not an image that can be read ({', '.join(FORMATS)})",
+        f"error: cannot read {bad} (not an image, or of a format that cannot be read; convert it to JPEG or PNG)",
         f"error: cannot read {'n' * 300} (File name too long)",
-        f"error: {tmp_path} is a folder; name the images in it",
+        f"error: cannot read {tmp_path} (a folder; name the images in it)",
     ]
     first, *tables, last = out.splitlines()
     assert first == "runs/vgg_16/tiny: vgg_16, 10 classes"

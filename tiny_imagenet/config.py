@@ -29,11 +29,17 @@ class TrainConfig:
     config_name: str = "default"
     """The run's name: its folder is RUNS_DIR/MODEL_NAME/CONFIG_NAME."""
     data_dir: str = DEFAULT_DATA_DIR
-    """The dataset's folder, in Tiny ImageNet's layout. The default one is downloaded if it does not exist."""
+    """The dataset's folder, in Tiny ImageNet's or ImageFolder's layout. The default one is downloaded if it does not
+    exist."""
+    packed_dir: str = ""
+    """The folder for the packed images; empty: packed/ in the dataset's folder. Set it if that one is read-only."""
     runs_dir: str = "runs"
     """The folder of all runs."""
     skip_bad_images: bool = False
     """Leave out images that cannot be used, instead of stopping."""
+    holdout: int = setting(0, 0)
+    """Validate on this many training images of each class, drawn by SEED and left out of training (0 or more; 0: on the
+    dataset's own validation images)."""
 
     # Optimization
     optimizer: Literal["sgd", "muon"] = "sgd"
@@ -129,7 +135,7 @@ class TrainConfig:
         for name in ("model_name", "config_name"):
             if not re.fullmatch(FOLDER_NAME, getattr(self, name)):
                 raise UserError(f"{name} is {getattr(self, name)!r}; use only letters, digits, '_', '-' and '.'")
-        for name in ("data_dir", "runs_dir", "init_from"):
+        for name in ("data_dir", "packed_dir", "runs_dir", "init_from"):
             if not is_utf8(getattr(self, name)):
                 raise UserError(f"{name} is {printable(getattr(self, name))}, which is not UTF-8; rename the folder")
         for name in ("saturation", "random_resized_crop"):

@@ -1,22 +1,26 @@
 """Opens a dataset: checks its folder, packs its images once as uint8, and maps them into memory.
 
-`image_folder.py` says what the folder must hold, `packing.py` how the images are kept in `DATA_DIR/packed/`. When an
-image or a text file is added, removed or changed, they are packed again.
+`image_folder.py` says what the folder must hold, `packing.py` how the images are kept. When an image or a text file is
+added, removed or changed, they are packed again.
 """
 
+import errno
+import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import tyro
 
-from tiny_imagenet.config import DEFAULT_DATA_DIR, IMAGE_SIZE
-from tiny_imagenet.download import MD5, URL, download_dataset
-from tiny_imagenet.errors import printable
+from tiny_imagenet import ROOT
+from tiny_imagenet.config import DEFAULT_DATA_DIR, IMAGE_SIZE, TrainConfig
+from tiny_imagenet.download import MD5, URLS, download_dataset
+from tiny_imagenet.errors import UserError, printable
 from tiny_imagenet.file_utils import disk_errors, folder_lock
-from tiny_imagenet.image_folder import build_label_dicts, check_root, load_filenames_labels, warn
-from tiny_imagenet.packing import INDEX_VERSION, file_stamp, folder_stamp, pack_dataset
+from tiny_imagenet.image_folder import build_label_dicts, check_root, load_filenames_labels, scan_folder, warn
+from tiny_imagenet.packing import INDEX_VERSION, file_stamp, pack_dataset
 
 __all__ = ["Dataset", "Split", "build_label_dicts", "describe", "load_filenames_labels", "open_dataset"]
 
@@ -25,13 +29,32 @@ __all__ = ["Dataset", "Split", "build_label_dicts", "describe", "load_filenames_
 class Split:
     """The training or the validation images.
 
-    `images` is a private ("c") memory map: writable, as DLPack requires, but nothing is written to the file.
+    `packed` is a private ("c") memory map: writable, as DLPack requires, but nothing is written to the file.
     """
 
-    images: np.ndarray  # (N, 64, 64, 3) uint8
+    packed: np.ndarray  # (M, 64, 64, 3) uint8
     labels: np.ndarray  # (N,) int32, indices into Dataset.class_ids
     filenames: Sequence[str]  # N, relative to Dataset.root
-    num_grayscale: int  # images stored with one channel, which are packed as three equal ones
+    is_grayscale: np.ndarray  # (N,) bool: stored with one channel, and packed as three equal ones
+    is_scaled: np.ndarray | bool = False  # (N,) bool: stored in another size than 64x64
+    rows: np.ndarray | None = None  # (N,) where in `packed` the images are; None: M = N, in the same order
+
+    @property
+    def num_grayscale(self) -> int:
+        """How many images are stored with one channel."""
+        return int(np.sum(self.is_grayscale))
+
+    @property
+    def images(self) -> np.ndarray:
+        """(N, 64, 64, 3) uint8; a copy if they are only some of the packed images."""
+        return self.packed if self.rows is None else self.packed[self.rows]
+
+    def select(self, positions: Sequence[int]) -> "Split":
+        """The images at these positions, without copying them."""
+        rows = np.arange(len(self.labels)) if self.rows is None else self.rows
+        columns = (column[positions] for column in (self.labels, self.is_grayscale, self.is_scaled, rows))
+        labels, is_grayscale, is_scaled, rows = columns
+        return Split(self.packed, labels, [self.filenames[i] for i in positions], is_grayscale, is_scaled, rows)
 
 
 @dataclass(frozen=True)
@@ -41,7 +64,7 @@ class Dataset:
     root: Path
     class_ids: tuple[str, ...]  # in the order of wnids.txt: the position is the label
     class_names: tuple[str, ...]  # from words.txt, up to the first comma
-    fingerprint: str  # sha256, hexadecimal, of class ids, images and labels
+    fingerprint: str  # sha256, hexadecimal, of class ids, images and labels, and of what is held out
     train: Split
     val: Split
     notes: tuple[str, ...] = ()
@@ -50,18 +73,27 @@ class Dataset:
 def open_dataset(
     data_dir: str | Path = DEFAULT_DATA_DIR,
     download: bool = False,
-    url: str = URL,
+    url: str | None = None,
     md5: str = MD5,
     skip_bad_images: bool = False,
+    packed_dir: str | Path = "",
+    holdout: int = 0,
+    seed: int = 0,
+    may_write: tyro.conf.Suppress[bool] = True,
 ) -> Dataset:
     """Checks a dataset, packs it for training if necessary, and maps it into memory.
 
     Args:
-        data_dir: the dataset's folder, in Tiny ImageNet's layout. The default one is downloaded if it does not exist.
+        data_dir: the dataset's folder, in Tiny ImageNet's or ImageFolder's layout. The default one is downloaded if it
+            does not exist.
         download: download Tiny ImageNet (237 MB) to any other `data_dir` too, if that does not exist or is empty.
-        url: address of the zip file.
+        url: address of the zip file; None: the known ones, one after the other.
         md5: its MD5 checksum, hexadecimal.
         skip_bad_images: leave out images that cannot be used, with a warning, instead of stopping.
+        packed_dir: the folder for the packed images; empty: packed/ in the dataset's folder.
+        holdout: validate on this many training images of each class, not on the dataset's validation images; 0: off.
+        seed: which images are held out.
+        may_write: pack the images of any folder, not only those of the default one, if they are not packed.
 
     Returns:
         The dataset. Images are uint8 (N, 64, 64, 3), labels int32 (N,), both in the order of `load_filenames_labels`.
@@ -71,42 +103,106 @@ def open_dataset(
     """
     root = Path(data_dir)
     if download or (root == Path(DEFAULT_DATA_DIR) and not root.exists()):
-        download_dataset(root, url, md5)
+        download_dataset(root, URLS if url is None else (url,), md5)
     check_root(root)
+    packed = Path(packed_dir) if packed_dir else root / "packed"
     with disk_errors(root), folder_lock(root):
-        stamp = folder_stamp(root)  # taken before the images are read, so that a change meanwhile shows next time
+        files, stamp = scan_folder(root)  # before the images are read, so that a change meanwhile shows next time
         try:
-            dataset = _open_packed(root, stamp, skip_bad_images)
+            dataset = _open_packed(root, packed, stamp, skip_bad_images, holdout)
         except Exception as error:  # missing, outdated, or damaged in one of many ways
             if isinstance(error, OSError) and not isinstance(error, FileNotFoundError | NotADirectoryError):
                 raise  # no permission, a bad disk: packing again would not help
-            pack_dataset(root, stamp, skip_bad_images)
-            dataset = _open_packed(root, stamp, skip_bad_images)
+            defaults = [Path(DEFAULT_DATA_DIR).resolve(), ROOT / DEFAULT_DATA_DIR]
+            if not may_write and (packed_dir or root.resolve() not in defaults):
+                problem = f"the images of {printable(root)}, which only the run names, must be packed first"
+                raise UserError(f"{problem}; if it is the right dataset, add --data-dir {printable(root)}") from None
+            _pack(root, packed, files, stamp, skip_bad_images, not holdout)
+            dataset = _open_packed(root, packed, stamp, skip_bad_images, holdout)
     warn(dataset.notes)
-    return dataset
+    return hold_out(dataset, holdout, seed) if holdout else dataset
 
 
-def _open_packed(root: Path, stamp: str, skip_bad_images: bool) -> Dataset:
-    """The dataset in `packed/`; an exception if there is none, or not one of the folder as it is now."""
-    index = json.loads((root / "packed" / "index.json").read_bytes())
+def open_run_dataset(
+    config: TrainConfig, data_dir: str | Path = "", packed_dir: str | Path = "", named: bool = True, **options
+) -> Dataset:
+    """Opens the dataset of a run, with the same images held out.
+
+    Args:
+        config: the run's. Images are not packed in folders that only it names, except for the default dataset.
+        data_dir: the dataset's folder; empty: the one that the run was trained on.
+        packed_dir: the folder for the packed images; empty: packed/ in `data_dir` or, without that, the run's.
+        named: whether the user named `data_dir`.
+        options: others of `open_dataset`.
+    """
+    named = bool(packed_dir) or bool(data_dir and named)
+    options |= {"skip_bad_images": config.skip_bad_images, "holdout": config.holdout, "seed": config.seed}
+    packed_dir = packed_dir if named else config.packed_dir
+    return open_dataset(data_dir or config.data_dir, packed_dir=packed_dir, may_write=named, **options)
+
+
+def _pack(root: Path, packed: Path, *arguments) -> None:
+    try:
+        pack_dataset(root, packed, *arguments)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        advice = "choose a folder that can be written to with --packed-dir"
+        raise UserError(f"{printable(error.filename or packed)}: {error.strerror}; {advice}") from None
+
+
+def _open_packed(root: Path, packed: Path, stamp: str, skip_bad_images: bool, holdout: int) -> Dataset:
+    """The dataset in `packed`; an exception if there is none, or not one of the folder as it is now."""
+    index = json.loads((packed / "index.json").read_bytes())
     if (index["version"], index["stamp"]) != (INDEX_VERSION, stamp) or (index["has_skipped"] and not skip_bad_images):
         raise ValueError("outdated")
+    if not (holdout or index["val"]["labels"]):
+        raise ValueError("packed without validation images")
     splits = []
     for name in ("train", "val"):
-        part, path = index[name], root / "packed" / f"{name}.npy"
-        images, labels = np.lib.format.open_memmap(path, mode="c"), np.array(part["labels"], np.int32)
-        is_whole = part["stamp"] == file_stamp(path) and images.shape == (len(labels), IMAGE_SIZE, IMAGE_SIZE, 3)
-        if not is_whole or labels.min() < 0 or labels.max() >= len(index["class_ids"]):
+        part, path = index[name], packed / f"{name}.npy"
+        labels, positions = np.array(part["labels"], np.int32), np.arange(len(part["labels"]))
+        shape = (len(labels), IMAGE_SIZE, IMAGE_SIZE, 3)
+        images = np.lib.format.open_memmap(path, mode="c") if len(labels) else np.zeros(shape, np.uint8)
+        is_whole = part["stamp"] == file_stamp(path) and images.shape == shape
+        if not is_whole or labels.min(initial=0) < 0 or labels.max(initial=0) >= len(index["class_ids"]):
             raise ValueError("damaged")
-        splits.append(Split(images, labels, tuple(part["filenames"]), part["num_grayscale"]))
-    class_ids, class_names, notes = (tuple(index[key]) for key in ("class_ids", "class_names", "notes"))
+        flags = (np.isin(positions, part[kind]) for kind in ("grayscale", "scaled"))
+        splits.append(Split(images, labels, tuple(part["filenames"]), *flags))
+    class_ids, class_names = tuple(index["class_ids"]), tuple(index["class_names"])
+    notes = (*index["notes"], *(() if holdout else index["val"]["notes"]))
     return Dataset(root, class_ids, class_names, index["fingerprint"], *splits, notes)
 
 
+def hold_out(dataset: Dataset, per_class: int, seed: int) -> Dataset:
+    """The dataset with some of its training images, drawn at random, as its validation images.
+
+    Args:
+        dataset: its own validation images are not used.
+        per_class: how many of each class.
+        seed: which ones.
+
+    Raises:
+        UserError: a class would have none left for training.
+    """
+    labels = dataset.train.labels
+    counts = np.bincount(labels, minlength=len(dataset.class_ids))
+    if not 0 < per_class < counts.min():
+        fewest = f"{printable(dataset.class_ids[counts.argmin()])} has {counts.min()} training images"
+        raise UserError(f"holdout is {per_class}; it must be 1 to {counts.min() - 1}, because {fewest}")
+    order = np.random.RandomState(seed).permutation(len(labels))  # unlike default_rng's, it never changes
+    order = order[np.argsort(labels[order], kind="stable")]  # class by class
+    is_held = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts) < per_class
+    train, val = (dataset.train.select(np.sort(order[part])) for part in (~is_held, is_held))
+    fingerprint = hashlib.sha256(f"{dataset.fingerprint} {per_class} {seed}".encode()).hexdigest()
+    return replace(dataset, fingerprint=fingerprint, train=train, val=val)
+
+
 def describe(dataset: Dataset) -> str:
-    """What a dataset holds: classes, images and grayscale images of each split, and anything wrong."""
+    """What a dataset holds: classes, images of each split, how many are grayscale or scaled, and anything wrong."""
     lines = [f"{printable(dataset.root)}: {len(dataset.class_ids):,} classes"]
     for name, split in (("train", dataset.train), ("val", dataset.val)):
-        lines.append(f"  {name}: {len(split.labels):,} images, {split.num_grayscale:,} of them grayscale")
+        kinds = f"{split.num_grayscale:,} of them grayscale, {np.sum(split.is_scaled):,} scaled to 64x64"
+        lines.append(f"  {name}: {len(split.labels):,} images, {kinds}")
     lines += [f"  warning: {note}" for note in dataset.notes] or ["  nothing wrong"]
     return "\n".join([*lines, f"  fingerprint: {dataset.fingerprint}"])

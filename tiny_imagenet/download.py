@@ -4,64 +4,69 @@ import logging
 import sys
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import requests
 from tqdm import tqdm
 
 from tiny_imagenet.errors import UserError, printable
-from tiny_imagenet.file_utils import disk_errors, folder_lock, remove
+from tiny_imagenet.file_utils import disk_errors, folder_lock, is_empty, temporary_folder
 
-URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+URLS = ("http://cs231n.stanford.edu/tiny-imagenet-200.zip", "https://image-net.org/data/tiny-imagenet-200.zip")
 MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
 
 
-def download_dataset(root: Path, url: str, md5: str) -> None:
+def download_dataset(root: Path, urls: Sequence[str], md5: str) -> None:
     """Downloads and unpacks a dataset to `root`, unless there is something already.
 
-    Everything happens in `<root>.download`, next to `root`. What a killed process left there is removed first.
+    Everything happens in a temporary folder: in `root` if that exists, else next to it.
 
     Args:
         root: the dataset's folder. Its parent must exist.
-        url: address of a zip file with one top folder that contains wnids.txt; this folder becomes `root`.
+        urls: addresses of a zip file with one top folder that contains wnids.txt; this folder becomes `root`. The
+            first that works is used.
         md5: checksum of the zip file, hexadecimal.
 
     Raises:
         UserError: no network, another checksum, a damaged zip file or one that leads out of its folder, a full disk.
     """
     root = root.resolve()  # a link to a folder that does not exist yet is kept
-    with disk_errors(root), folder_lock(root.parent):
-        if root.is_file() or (root.is_dir() and any(root.iterdir())):
+    place, name = (root, ".download") if root.is_dir() else (root.parent, f".{root.name}.download")
+    with disk_errors(root), folder_lock(place):
+        if root.is_file() or (root.is_dir() and not is_empty(root)):
             return
-        if root.is_mount():  # the downloaded folder could not be renamed to it
-            raise UserError(f"{printable(root)} is a mount point; set --data-dir to a folder in it")
-        work = root.with_name(f"{root.name}.download")
-        remove(work)
-        work.mkdir()
-        try:
-            _unzip(_fetch(url, md5, work), work / "unzipped")
+        with temporary_folder(place, name) as work:
+            _unzip(_fetch(urls, md5, work), work / "unzipped")
             found = [path.parent for path in work.glob("unzipped/*/wnids.txt")]
             if len(found) != 1:
-                raise UserError(f"{url} has {len(found)} top folders with a wnids.txt, not one; use another address")
-            found[0].rename(root)
-        finally:
-            remove(work)
+                raise UserError(
+                    f"the zip file has {len(found)} top folders with a wnids.txt, not one; set another --url"
+                )
+            if root.is_dir():  # replacing it would pull it away from under a shell or a mount point
+                for path in sorted(found[0].iterdir(), key=lambda path: path.name == "train"):  # this one last
+                    path.rename(root / path.name)
+            else:
+                found[0].rename(root)
 
 
-def _fetch(url: str, md5: str, folder: Path) -> Path:
+def _fetch(urls: Sequence[str], md5: str, folder: Path) -> Path:
     """Downloads the zip file, with a progress bar, and verifies its checksum."""
     import pooch  # here: in a notebook it warns of a missing widget
 
     pooch.get_logger().setLevel(logging.WARNING)  # the bar says the same
-    print(f"downloading {url}", file=sys.stderr)
-    try:
-        downloader = pooch.HTTPDownloader(progressbar=True)
-        return Path(pooch.retrieve(url, f"md5:{md5}", "dataset.zip", folder, downloader=downloader))
-    except requests.exceptions.RequestException as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"cannot download {url} ({reason}); check the address and the network") from error
-    except ValueError as error:  # pooch found another checksum
-        raise UserError(f"{url} is cut off or another version (its md5 is not {md5}); try again") from error
+    failures = []
+    for url in urls:
+        print(f"downloading {printable(url)}", file=sys.stderr)
+        try:
+            downloader = pooch.HTTPDownloader(progressbar=True)
+            return Path(pooch.retrieve(url, f"md5:{md5}", "dataset.zip", folder, downloader=downloader))
+        except requests.exceptions.RequestException as error:  # a connection that was cut, too
+            reason = " ".join(str(error).split())[:300]
+        except ValueError:  # pooch found another checksum
+            reason = f"it arrived, but is another version: its MD5 is not {md5}"
+        failures.append(f"{printable(url)} ({printable(reason)})")
+    raise UserError(f"cannot download {' or '.join(failures)}; check the address and the network")
 
 
 def _unzip(path: Path, folder: Path) -> None:
@@ -71,9 +76,9 @@ def _unzip(path: Path, folder: Path) -> None:
             for name in archive.namelist():
                 if name.startswith("/") or ".." in name.split("/"):
                     raise UserError(
-                        f"the zip file's {printable(name[:100])} leads out of its folder; use another address"
+                        f"the zip file's {printable(name[:100])} leads out of its folder; set another --url"
                     )
             for member in tqdm(archive.infolist(), "unpacking", unit=" files", unit_scale=True, disable=None):
                 archive.extract(member, folder)
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
-        raise UserError(f"the zip file cannot be unpacked ({error}); use another address") from error
+        raise UserError(f"the zip file cannot be unpacked ({error}); set another --url") from error

@@ -4,6 +4,8 @@ import fcntl
 import io
 import json
 import os
+import re
+import secrets
 import shutil
 import subprocess
 import sys
@@ -85,6 +87,28 @@ def remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+def is_empty(folder: Path) -> bool:
+    """Whether a folder holds nothing but hidden files."""
+    return all(path.name.startswith(".") for path in folder.iterdir())
+
+
+@contextmanager
+def temporary_folder(parent: Path, name: str):
+    """A new folder NAME-<16 random digits> in `parent`, which must be locked; it is removed at the end.
+
+    Those that killed processes left are removed first. Nothing else has such a name.
+    """
+    for path in parent.iterdir():
+        if re.fullmatch(rf"{re.escape(name)}-[0-9a-f]{{16}}", path.name) and not path.is_symlink():
+            remove(path)
+    folder = parent / f"{name}-{secrets.token_hex(8)}"
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        remove(folder)
 
 
 @contextmanager

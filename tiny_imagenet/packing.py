@@ -1,70 +1,40 @@
-"""The images of a dataset, decoded once into `packed/` in its folder: train.npy, val.npy and index.json.
+"""The images of a dataset, decoded once into train.npy, val.npy and index.json, in its `packed/` or another folder.
 
-They are written into `packed/.writing/` and moved when all of them are on the disk, the index last. It holds the stamps
-of the arrays, so nothing that a killed process or a full disk leaves behind is taken for a packed dataset.
+They are written into a temporary folder and moved when all of them are on the disk, the index last. It holds the stamps
+of the arrays, so nothing that a killed process or a full disk leaves behind is taken for a packed dataset. Files that
+this program did not write are neither replaced nor removed.
 """
 
 import hashlib
 import json
 import os
-import warnings
-from array import array
+import re
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from io import BytesIO
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
-from PIL import Image
 
 from tiny_imagenet.config import IMAGE_SIZE
-from tiny_imagenet.errors import UserError, is_utf8, printable
-from tiny_imagenet.file_utils import disk_errors, fsync, progress_bar, quiet_stderr, remove, write_text
-from tiny_imagenet.image_folder import ImageList, check_labels, first_few, is_image, read_folder
+from tiny_imagenet.errors import UserError, printable
+from tiny_imagenet.file_utils import fsync, progress_bar, quiet_stderr, temporary_folder, write_text
+from tiny_imagenet.image_folder import Files, ImageList, check_labels, read_folder
+from tiny_imagenet.images import BadImageError, ImageFile, read_image_file
+from tiny_imagenet.text_files import first_few
 
-INDEX_VERSION = 3  # of what `packed/` holds; other versions are packed again
-BAD_LIST = "bad_images.txt"  # in the dataset's folder
+INDEX_VERSION = 4  # of what is packed; other versions are packed again
+INDEX_START = re.compile(
+    rb'\{"version": \d+, "stamp": "'
+)  # of every index.json that this program wrote, in any version
+PACKED_FILES = ("train.npy", "val.npy", "index.json")
+BAD_LIST = "bad_images.txt"  # in the dataset's folder or, if they are elsewhere, with the packed images
+BAD_START = "# Images that cannot be used, and why. This list is written whenever the images are packed.\n"
 CORES = len(os.sched_getaffinity(0))
 PACK_BATCH = 512  # images that are decoded between two writes: 6 MB
-GOOD_KINDS = [f"{form} {IMAGE_SIZE}x{IMAGE_SIZE} {mode}" for form in ("JPEG", "MPO") for mode in ("RGB", "L")]
 HEADER_BYTES = 128  # of a .npy file of images, whatever their number
-
-
-# Stamps, which show that a file was changed
-
-
-def file_stamp(path: Path) -> list[int]:
-    """Size and modification time of a file."""
-    status = path.stat()
-    return [status.st_size, status.st_mtime_ns]
-
-
-def folder_stamp(root: Path) -> str:
-    """sha256 over names, sizes and modification times of all files that are read.
-
-    The times of the folders would not show that an image was overwritten in place. 0.3 s for 105,000 images.
-    """
-    digest = hashlib.sha256()
-    for name in ("wnids.txt", "words.txt", "val/val_annotations.txt"):
-        with suppress(FileNotFoundError, NotADirectoryError):  # reported when the dataset is packed
-            digest.update(f"{name} {file_stamp(root / name)}\n".encode())
-    for split in ("train", "val"):
-        with suppress(FileNotFoundError, NotADirectoryError):
-            for folder, folders, files, descriptor in os.fwalk(root / split, follow_symlinks=True):
-                path = Path(folder).relative_to(root)
-                is_deepest = len(path.parts) == 4  # val/images/<class>/images
-                folders[:] = [] if is_deepest else sorted(name for name in folders if not name.startswith("."))
-                names = sorted(filter(is_image, files))
-                numbers = array("q")
-                for name in names:
-                    try:
-                        status = os.stat(name, dir_fd=descriptor)  # twice as fast as with its path
-                        numbers.extend((status.st_size, status.st_mtime_ns))
-                    except OSError:  # a broken link; its target may appear
-                        numbers.extend((-1, -1))
-                digest.update(os.fsencode(f"{path}/{'/'.join(names)}\n") + numbers.tobytes())
-    return digest.hexdigest()
 
 
 # Decoding
@@ -82,129 +52,168 @@ def without_tuning(dataset: tf.data.Dataset) -> tf.data.Dataset:
     return dataset.with_options(options)
 
 
-def decode_jpeg(data: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Decodes a 64x64 JPEG, in RGB or grayscale; anything else is an InvalidArgumentError.
+def decode_plain_jpeg(data: tf.Tensor, black: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Decodes a 64x64 JPEG, in RGB or grayscale and without an orientation; a damaged one is an InvalidArgumentError.
+
+    Args:
+        data: the image file's bytes.
+        black: a 64x64 JPEG, which is decoded instead of any other file.
 
     Returns:
-        (64, 64, 3) uint8, exactly Pillow's pixels; and the number of channels in the file, 3 or 1.
+        (64, 64, 3) uint8, exactly Pillow's pixels; and the number of channels in the file, 3 or 1, or 0 of other files.
     """
-    shape = tf.image.extract_jpeg_shape(data)  # fails for PNG, GIF, ..., which decode_jpeg would accept
-    channels = shape[2]  # 4 is CMYK, whose colors decode_jpeg gets wrong
-    is_right = tf.reduce_all(shape[:2] == IMAGE_SIZE) & ((channels == 1) | (channels == 3))
-    data = tf.where(is_right, data, "")  # which fails, before memory for the pixels is allocated
+    is_jpeg = tf.strings.substr(data, 0, 3) == b"\xff\xd8\xff"
+    has_orientation = tf.strings.regex_full_match(data, r"\C*(Exif|tiff:Orientation)\C*")  # \C is any byte
+    shape = tf.image.extract_jpeg_shape(tf.where(is_jpeg, data, black))
+    is_right = tf.reduce_all(shape[:2] == IMAGE_SIZE) & (shape[2] < 4)  # 4 is CMYK, whose colors decode_jpeg gets wrong
+    is_plain = is_jpeg & is_right & ~has_orientation
+    data = tf.where(is_plain, data, black)
     image = tf.io.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE")  # as Pillow does, and as fast
-    return tf.ensure_shape(image, (IMAGE_SIZE, IMAGE_SIZE, 3)), channels
+    return tf.ensure_shape(image, (IMAGE_SIZE, IMAGE_SIZE, 3)), tf.where(is_plain, shape[2], 0)
 
 
-def decode_batches(root: Path, filenames: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Yields (indices (B,), images (B, 64, 64, 3) uint8, channels (B,)), in order, without what cannot be decoded."""
+class Decoded(NamedTuple):
+    """Consecutive images of a split, without those that cannot be used."""
 
-    def decode(index, path):
-        return index, *decode_jpeg(tf.io.read_file(path))
+    indices: np.ndarray  # (B,) positions in the split
+    pixels: np.ndarray  # (B, 64, 64, 3) uint8
+    is_grayscale: np.ndarray  # (B,) bool
+    is_scaled: np.ndarray  # (B,) bool
+    reasons: dict[int, str]  # position -> why an image cannot be used
 
-    paths = [os.fsencode(f"{root}/{name}") if is_utf8(name) else b"" for name in filenames]  # Path takes 0.5 s for all
+
+def decode_batches(root: Path, filenames: Sequence[str]) -> Iterator[Decoded]:
+    """Decodes images, in order: plain ones by TensorFlow, all others by `read_image_file`."""
+    black = tf.io.encode_jpeg(tf.zeros((IMAGE_SIZE, IMAGE_SIZE, 3), tf.uint8))
+    paths = [os.fsencode(f"{root}/{name}") for name in filenames]  # Path takes 0.5 s for all
     dataset = tf.data.Dataset.from_tensor_slices((np.arange(len(paths)), tf.constant(paths, tf.string)))
-    dataset = dataset.map(decode, num_parallel_calls=CORES).ignore_errors()
-    yield from without_tuning(dataset.batch(PACK_BATCH).prefetch(4)).as_numpy_iterator()
+    dataset = dataset.map(lambda i, path: (i, *decode_plain_jpeg(tf.io.read_file(path), black)), CORES)
+    dataset = dataset.ignore_errors()  # what is damaged or cannot be read is left to Pillow too
+    batches = without_tuning(dataset.batch(PACK_BATCH).prefetch(4)).as_numpy_iterator()
+    end = np.array([len(paths) - 1]), np.zeros((1, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8), np.zeros(1, int)
+    first = 0
+    with ThreadPoolExecutor(CORES) as pool:
+        for indices, pixels, channels in chain(batches, [end]):
+            plain = channels > 0
+            others = np.setdiff1d(np.arange(first, indices[-1] + 1), indices[plain])
+            first = indices[-1] + 1
+            decoded = Decoded(indices[plain], pixels[plain], channels[plain] == 1, np.zeros(plain.sum(), bool), {})
+            results = pool.map(_read_or_reason, [os.fsdecode(paths[i]) for i in others])
+            yield _insert(decoded, dict(zip(others.tolist(), results, strict=True))) if len(others) else decoded
 
 
-def find_defect(path: Path) -> str:
-    """What is wrong with an image that could not be decoded.
-
-    Raises:
-        UserError: reading it failed (bad disk or network, too many open files), so that it must not be left out.
-    """
-    if not is_utf8(path.name):
-        return "its name is not UTF-8"
-    with disk_errors(path):
-        try:
-            data = path.read_bytes()
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
-            return error.strerror
+def _read_or_reason(path: str) -> ImageFile | str:
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(BytesIO(data)) as image:
-            kind = f"{image.format} {image.width}x{image.height} {image.mode}"
-    except Exception:  # Pillow raises many kinds on damaged data
-        return "not an image" if data else "empty"
-    if kind not in GOOD_KINDS:
-        return f"{kind}, not {GOOD_KINDS[0]}"
-    with quiet_stderr(), suppress(tf.errors.InvalidArgumentError):
-        decode_jpeg(data)
-        kind = ""
-    if not kind:
-        raise UserError(f"{printable(path)} could not be read at first, but now it can; check the disk, then try again")
-    return "damaged or cut off"
+        return read_image_file(path)
+    except BadImageError as error:
+        return error.reason
+
+
+def _insert(decoded: Decoded, results: dict[int, ImageFile | str]) -> Decoded:
+    reasons = {i: result for i, result in results.items() if isinstance(result, str)}
+    images = {i: result for i, result in results.items() if i not in reasons}
+    if not images:
+        return decoded._replace(reasons=reasons)
+    columns = [list(images), *zip(*images.values(), strict=True)]
+    places = np.searchsorted(decoded.indices, columns[0])
+    merged = [np.insert(old, places, new, axis=0) for old, new in zip(decoded[:4], columns, strict=True)]
+    return Decoded(*merged, reasons)
 
 
 # Packing
+
+
+def file_stamp(path: Path) -> list[int]:
+    """Size and modification time of a file, which show that it was changed."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
 
 
 def pack_split(path: Path, root: Path, images: ImageList, digest) -> tuple[dict, list[str]]:
     """Packs the images of one split into the file `path`, and feeds pixels and labels to the digest.
 
     Returns:
-        Its part of the index, and the names of the images that could not be decoded.
+        Its part of the index, and the images that cannot be used, each with the reason.
     """
-    kept, num_grayscale = [], 0
+    kept, grayscale, scaled, bad = [], [], [], []
     with progress_bar(len(images.filenames), f"packing {path.stem}") as bar, quiet_stderr(), path.open("wb") as file:
         file.seek(HEADER_BYTES)  # written last
-        for indices, pixels, channels in decode_batches(root, images.filenames):
+        for indices, pixels, is_grayscale, is_scaled, reasons in decode_batches(root, images.filenames):
             file.write(pixels.data)  # not through a memory map: with a full disk, that ends the process with a signal
             digest.update(pixels.data)
+            grayscale += (len(kept) + np.flatnonzero(is_grayscale)).tolist()
+            scaled += (len(kept) + np.flatnonzero(is_scaled)).tolist()
             kept += indices.tolist()
-            num_grayscale += int((channels == 1).sum())
-            bar.update(len(indices))
+            bad += [f"{printable(images.filenames[i])} ({reason})" for i, reason in reasons.items()]
+            bar.update(len(indices) + len(reasons))
         file.seek(0)
         shape = (len(kept), IMAGE_SIZE, IMAGE_SIZE, 3)
         np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
     fsync(path)
     filenames, labels = [images.filenames[i] for i in kept], [images.labels[i] for i in kept]
     digest.update(np.array(labels, "<i4").tobytes())
-    part = {"filenames": filenames, "labels": labels, "num_grayscale": num_grayscale, "stamp": file_stamp(path)}
-    return part, sorted(set(images.filenames) - set(filenames))
+    part = {"filenames": filenames, "labels": labels, "grayscale": grayscale, "scaled": scaled}
+    return part | {"stamp": file_stamp(path), "notes": images.notes}, bad
 
 
-def pack_dataset(root: Path, stamp: str, skip_bad_images: bool) -> None:
-    """Checks the dataset's folder and writes `packed/`.
+def pack_dataset(root: Path, packed: Path, files: Files, stamp: str, skip_bad_images: bool, needs_val: bool) -> None:
+    """Checks the dataset's folder and writes the folder `packed`.
 
     Raises:
-        UserError: something is wrong with the folder. What `packed/` held is still there.
+        UserError: something is wrong with a folder. What `packed` held is still there.
     """
-    label_of_id, class_names, splits, notes = read_folder(root)
+    label_of_id, class_names, train, val, notes = read_folder(root, files, needs_val)
     index = {"version": INDEX_VERSION, "stamp": stamp, "class_ids": list(label_of_id), "class_names": class_names}
     digest = hashlib.sha256(json.dumps(index["class_ids"]).encode())
-    temporary = root / "packed" / ".writing"
-    remove(temporary)  # of a process that was killed
-    try:
-        temporary.mkdir(parents=True)
-        bad = []
-        for name, images in splits.items():
-            index[name], bad_of_split = pack_split(temporary / f"{name}.npy", root, images, digest)
-            bad += bad_of_split
-        notes += list_bad_images(root, bad, skip_bad_images)
-        for mode in splits:
-            check_labels(root, mode, label_of_id, index[mode]["labels"])
-        index |= {"fingerprint": digest.hexdigest(), "notes": notes, "has_skipped": bool(bad)}
+    check_is_ours(packed)
+    packed.mkdir(parents=True, exist_ok=True)
+    with temporary_folder(packed, ".writing") as temporary:
+        index["train"], bad = pack_split(temporary / "train.npy", root, train, digest)
+        index["val"], bad_val = pack_split(temporary / "val.npy", root, val, digest)
+        bad_list = (root if packed == root / "packed" else packed) / BAD_LIST
+        notes += list_bad_images(bad_list, temporary / BAD_LIST, bad + bad_val, skip_bad_images)
+        labels = index["val"]["labels"]
+        check_labels(root, list(label_of_id), index["train"]["labels"], labels, needs_val)
+        if missing := [list(label_of_id)[label] for label in sorted(set(label_of_id.values()) - set(labels))]:
+            index["val"]["notes"].append(f"{printable(root / 'val')} has no images of {first_few(missing)}")
+        index |= {"fingerprint": digest.hexdigest(), "notes": notes + train.notes, "has_skipped": bool(bad + bad_val)}
         write_text(temporary / "index.json", json.dumps(index))
-        for name in ("train.npy", "val.npy", "index.json"):
-            (temporary / name).replace(root / "packed" / name)
-        fsync(root / "packed")
-    finally:
-        remove(temporary)
+        claim = temporary / "claim"  # makes the arrays ours even if this process is killed before it moves the index
+        write_text(claim, json.dumps({"version": INDEX_VERSION, "stamp": ""}))
+        claim.replace(packed / "index.json")
+        for name in PACKED_FILES:
+            (temporary / name).replace(packed / name)
+        fsync(packed)
 
 
-def list_bad_images(root: Path, bad: Sequence[str], skip_bad_images: bool) -> list[str]:
-    """Lists bad images in the file BAD_LIST. Returns a note on them, if there are any.
+def check_is_ours(packed: Path) -> None:
+    """Raises UserError if the folder holds a file that packing would replace, but that this program did not write."""
+    found = [packed / name for name in PACKED_FILES if (packed / name).is_symlink() or (packed / name).exists()]
+    if links := [path for path in found if path.is_symlink()]:
+        raise UserError(f"{printable(links[0])} is a symbolic link, which this program does not create; remove it")
+    index = packed / "index.json"
+    if found and not (index.is_file() and INDEX_START.match(index.read_bytes())):
+        advice = "move it, or choose another folder with --packed-dir"
+        raise UserError(f"{printable(found[0])} was not written by this program, which would replace it; {advice}")
+
+
+def list_bad_images(path: Path, temporary: Path, bad: Sequence[str], skip_bad_images: bool) -> list[str]:
+    """Lists bad images in the file `path`, or removes it if there are none. Returns a note on them, if there are any.
 
     Raises:
-        UserError: there are bad images, which must not be skipped.
+        UserError: there are bad images, which must not be skipped; or `path` is a file that this program did not write.
     """
-    reasons = [f"{printable(name)} ({find_defect(root / name)})" for name in bad]
-    remove(root / BAD_LIST)  # of an earlier time
+    is_ours = path.is_file() and not path.is_symlink() and path.read_bytes().startswith(BAD_START.encode())
     if not bad:
+        if is_ours:
+            path.unlink()
         return []
-    write_text(root / BAD_LIST, "".join(f"{reason}\n" for reason in reasons))
-    note = f"{len(bad)} bad image(s), listed in {printable(root / BAD_LIST)}: {first_few(reasons, 10)}"
+    few = first_few(bad, 10)
+    if not is_ours and (path.is_symlink() or path.exists()):
+        raise UserError(f"{len(bad)} bad image(s): {few}; to list them all, move {printable(path)}, which is not ours")
+    write_text(temporary, BAD_START + "".join(f"{line}\n" for line in bad))
+    temporary.replace(path)
+    note = f"{len(bad)} bad image(s), listed in {printable(path)}: {few}"
     if not skip_bad_images:
         raise UserError(f"{note}; replace them, or leave them out with --skip-bad-images")
     return [f"{note}; left out"]

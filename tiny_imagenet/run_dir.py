@@ -36,6 +36,7 @@ from tiny_imagenet.file_utils import folder_lock, read_json, remove, write_text
 CHANGEABLE = {
     "config_name",  # the folder may have been renamed
     "data_dir",  # the data's fingerprint counts, not its place
+    "packed_dir",
     "runs_dir",
     "skip_bad_images",
     "require_gpu",

@@ -31,7 +31,7 @@ from tiny_imagenet.run_dir import check_ended, read_config
 from tools import tables
 from tools.tables import board, draw_comparison, draw_curves, read_points, read_results, results_table, update_readme
 
-PLACES = ("config_name", "data_dir", "runs_dir")  # settings that say where a run is, not how it trains
+PLACES = ("config_name", "data_dir", "packed_dir", "runs_dir")  # settings that say where a run is, not how it trains
 
 
 def file_result(run: Path, name: str, data_dir: str | None = None, images: Path | None = None, **remarks) -> Path:
