@@ -14,7 +14,7 @@ from tiny_imagenet.saliency import SALIENCY
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
-ORANGE = int(plots.ORANGE[1:], 16)
+GREEN, RED = int(plots.GREEN[1:], 16), int(plots.RED[1:], 16)
 NO_FORMULA = r"$\foo$"  # matplotlib would take it for a formula, and fail
 LONG = f"{NO_FORMULA}, a name that is longer than any bar " * 4
 NAMES = ("king penguin", LONG, "three", "four", "five")
@@ -42,12 +42,31 @@ def test_prediction_grid(count):
     texts = [text.get_text().replace("\n", " ") for text in figure.findobj(Text)]
     assert sum(text.endswith("true: king penguin") for text in texts) == count
     assert any(plots.EXPLANATIONS["integrated_gradients"] in text for text in texts)
-    assert colors_of(pixels) >= colors_of(IMAGES[0]) | {ORANGE}  # the image is not blurred
+    assert sum("✓" in text for text in texts) == count
+    assert colors_of(pixels) >= colors_of(IMAGES[0]) | {GREEN}  # the image is not blurred
+    assert RED not in colors_of(pixels)
+
+
+def test_a_wrong_answer_is_red_and_the_right_one_green():
+    figure = plots.prediction_grid([replace(PREDICTION, true_name="three")], "gradient")
+    assert colors_of(draw(figure)) >= {GREEN, RED}
+    assert "✗ true: three" in figure.axes[0].get_title(loc="left")
+
+
+def test_a_map_is_bright_from_its_99th_percentile_on_and_lies_over_the_gray_image():
+    saliency = np.linspace(0, 1, 4096).reshape(64, 64)
+    saliency[0, 0] = 1e6  # one hot pixel
+    prediction = replace(PREDICTION, saliency=saliency)
+    alone = plots.prediction_grid([prediction], "gradient").axes[1].get_images()
+    below, above = plots.prediction_grid([prediction], "grad_cam").axes[1].get_images()
+    assert len(alone) == 1
+    assert above.get_array().max() == 1 and above.get_array()[32, 0] > 0.5
+    np.testing.assert_allclose(below.get_array(), IMAGES[0].mean(axis=-1))
 
 
 def test_a_map_of_zeros_and_an_unknown_class_can_be_drawn():
     prediction = replace(PREDICTION, saliency=np.zeros((8, 8)), true_name=None)
-    assert ORANGE not in colors_of(draw(plots.prediction_grid([prediction], "gradient")))
+    assert not {GREEN, RED} & colors_of(draw(plots.prediction_grid([prediction], "grad_cam")))
     assert plots.EXPLANATIONS.keys() == SALIENCY.keys()
 
 

@@ -13,8 +13,9 @@ from matplotlib.text import Text
 
 from tiny_imagenet.saliency import GRAY
 
-BLUE, ORANGE = "#56B4E9", "#E69F00"  # color-blind readers can tell them apart (Okabe and Ito)
+BLUE, GREEN, RED = "#56B4E9", "#009E73", "#D55E00"  # color-blind readers can tell them apart (Okabe and Ito)
 COLOR_MAP = "magma"  # from black to light yellow in even steps of lightness
+MAP_MAXIMUM = 99  # the percentile of a map that gets the brightest color: one extreme pixel would darken all others
 
 EXPLANATIONS = {
     "gradient": "how strongly the top class's logit changes with each pixel",
@@ -37,7 +38,10 @@ class Prediction:
 
 
 def prediction_grid(predictions: Sequence[Prediction], method: str) -> Figure:
-    """Draws each image with its most probable classes as bars and its saliency map; four or more go in two columns.
+    """Draws each image, its saliency map and its most probable classes as bars; four or more go in two columns.
+
+    The bar of a right answer is green, that of a wrong one red. The map lies over the image in gray, but that of the
+    method "gradient" is drawn alone, as in 2017.
 
     Args:
         predictions: one or more, with their maps.
@@ -47,26 +51,38 @@ def prediction_grid(predictions: Sequence[Prediction], method: str) -> Figure:
     rows = -(-len(predictions) // columns)
     height = max(2.4, 0.2 * len(predictions[0].names))
     figure = Figure(figsize=(6.8 * columns, rows * height + 0.4), layout="constrained")
-    panels = figure.subplots(rows, 3 * columns, squeeze=False, width_ratios=(1, 1.25, 1) * columns)
+    panels = figure.subplots(rows, 3 * columns, squeeze=False, width_ratios=(1, 1, 1.25) * columns)
     for axis in panels.flat:
         axis.set_axis_off()
         axis.set_anchor("N")
     for prediction, (left, middle, right) in zip(predictions, panels.reshape(-1, 3), strict=False):
-        truth = "" if prediction.true_name is None else f"   true: {prediction.true_name}"
+        truth = ""
+        if prediction.true_name is not None:
+            mark = "✓" if prediction.names[0] == prediction.true_name else "✗"
+            truth = f"   {mark} true: {prediction.true_name}"
         left.set_title(_shorten(prediction.title, 50 - len(truth)) + truth, loc="left", fontsize=9)
         left.imshow(prediction.image, interpolation="nearest")
-        _draw_bars(middle, prediction)
-        right.imshow(prediction.saliency / max(prediction.saliency.max(), 1e-30), COLOR_MAP, vmin=0, vmax=1)
-    orange = "Orange bar: the true class. " if any(prediction.true_name for prediction in predictions) else ""
-    text = f"{orange}Map ({method.replace('_', ' ')}): {EXPLANATIONS[method]}; black: 0, yellow: the map's maximum."
+        _draw_map(middle, prediction, alone=method == "gradient")
+        _draw_bars(right, prediction)
+    text = f"Map ({method.replace('_', ' ')}): {EXPLANATIONS[method]}; the brighter, the more."
     figure.supxlabel(textwrap.fill(text, 116 * columns), x=0.01, ha="left", fontsize=8)
     return _plain_text(figure)
 
 
+def _draw_map(axis, prediction: Prediction, alone: bool) -> None:
+    """The saliency map, alone or over the image in gray, which shows through where the map is low."""
+    levels = np.clip(prediction.saliency / max(np.percentile(prediction.saliency, MAP_MAXIMUM), 1e-30), 0, 1)
+    if not alone:
+        axis.imshow(prediction.image.mean(axis=-1), "gray", vmin=0, vmax=255, interpolation="nearest")
+    axis.imshow(levels, COLOR_MAP, vmin=0, vmax=1, alpha=None if alone else 0.2 + 0.5 * levels)
+
+
 def _draw_bars(axis, prediction: Prediction) -> None:
     """Bars from 0 to 100 % with the class names written over them, so that long names need no margin."""
-    count = len(prediction.names)
-    colors = [ORANGE if name == prediction.true_name else BLUE for name in prediction.names]
+    count, truth = len(prediction.names), prediction.true_name
+    colors = [GREEN if name == truth else BLUE for name in prediction.names]
+    if truth is not None and prediction.names[0] != truth:
+        colors[0] = RED
     axis.barh(range(count), [1] * count, height=0.82, color="#F2F2F2")
     axis.barh(range(count), prediction.probabilities, height=0.82, color=colors)
     for place, (name, probability) in enumerate(zip(prediction.names, prediction.probabilities, strict=True)):

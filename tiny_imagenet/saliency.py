@@ -132,7 +132,7 @@ def grad_cam(model: keras.Model, images: np.ndarray, classes: np.ndarray) -> np.
         model, images, classes: as for `gradient`.
 
     Returns:
-        (B, H, W) float32, 0 or more, scaled up bilinearly from the convolution's own size.
+        (B, H, W) float32, 0 or more, scaled up smoothly from the convolution's own size.
 
     Raises:
         UserError: the model has no convolution.
@@ -143,7 +143,8 @@ def grad_cam(model: keras.Model, images: np.ndarray, classes: np.ndarray) -> np.
     slopes = compile_gradient(lambda x: head(x, training=False), maps.shape)(features, classes)
     weights = slopes.mean(axis=(1, 2), keepdims=True)  # (B, 1, 1, F)
     weighted = ops.relu(ops.sum(features * weights, axis=-1, keepdims=True))  # (B, h, w, 1)
-    return ops.convert_to_numpy(ops.image.resize(weighted, images.shape[1:3], interpolation="bilinear"))[..., 0]
+    scaled = ops.image.resize(weighted, images.shape[1:3], interpolation="bicubic")  # bilinear would show diamonds
+    return ops.convert_to_numpy(ops.relu(scaled))[..., 0]
 
 
 def _last_maps(model: keras.Model):
