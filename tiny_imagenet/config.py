@@ -4,9 +4,10 @@ import re
 import sys
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, get_args
 
-from tiny_imagenet.errors import UserError, is_utf8, printable
+from tiny_imagenet.errors import UserError, printable
+from tiny_imagenet.json_files import convert
 
 DEFAULT_DATA_DIR = "tiny-imagenet-200"  # the only folder that is downloaded automatically
 FOLDER_NAME = r"[\w][\w.-]*"  # a name of one folder: letters, digits, '_', '-' and '.'
@@ -41,8 +42,8 @@ class TrainConfig:
     the other parameters."""
     batch_size: int = setting(64, 1)
     """Images per step (1 or more)."""
-    num_epochs: int = setting(50, 1)
-    """Passes over the training images (1 or more); with the plateau schedule, training may end sooner."""
+    num_epochs: int = setting(50, 1, 1_000_000)
+    """Passes over the training images (1 to 1e6); with the plateau schedule, training may end sooner."""
     lr: float = setting(0.01, 0, 1e6)
     """The peak learning rate (0 to 1e6): at the start, or after the warm-up."""
     schedule: Literal["plateau", "cosine", "linear"] = "plateau"
@@ -74,8 +75,8 @@ class TrainConfig:
     # The model
     width: float = setting(1.0, 0.01, 8)
     """Factor on the number of units of every hidden layer (0.01 to 8)."""
-    hidden_units: tuple[int, int] = setting((4096, 2048), 1)
-    """Units of vgg_16's two hidden dense layers, before WIDTH (1 or more)."""
+    hidden_units: tuple[int, int] = setting((4096, 2048), 1, 65536)
+    """Units of vgg_16's two hidden dense layers, before WIDTH (1 to 65536)."""
     dropout_layers: int = setting(2, 0, 2)
     """How many of vgg_16's hidden dense layers, from the first, are followed by dropout (0 to 2)."""
     init_from: str = ""
@@ -125,13 +126,18 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Raises UserError for the first setting that has the wrong type, is out of range or contradicts another."""
         for item in fields(self):
-            _check(item.name, item.type, getattr(self, item.name), item.default, **item.metadata)
+            value = getattr(self, item.name)
+            if isinstance(value, str) and printable(value) != value:
+                raise UserError(f"{item.name} is {value!r}, which cannot be printed on one line; rename it")
+            if item.metadata:
+                _check_range(item.name, value, int in (item.type, *get_args(item.type)), **item.metadata)
+            try:
+                object.__setattr__(self, item.name, convert(item.type, value, item.name))  # 1 becomes 1.0
+            except ValueError as error:
+                raise UserError(str(error)) from None
         for name in ("model_name", "config_name"):
             if not re.fullmatch(FOLDER_NAME, getattr(self, name)):
                 raise UserError(f"{name} is {getattr(self, name)!r}; use only letters, digits, '_', '-' and '.'")
-        for name in ("data_dir", "runs_dir", "init_from"):
-            if not is_utf8(getattr(self, name)):
-                raise UserError(f"{name} is {printable(getattr(self, name))}, which is not UTF-8; rename the folder")
         for name in ("saturation", "random_resized_crop"):
             if getattr(self, name)[0] > getattr(self, name)[1]:
                 raise UserError(f"{name} is {getattr(self, name)}; the first number must not exceed the second")
@@ -168,28 +174,11 @@ class TrainConfig:
         return Path(self.runs_dir) / self.model_name / self.config_name
 
 
-def _check(name: str, kind: Any, value: Any, default: Any, low: float | None = None, high: float | None = None) -> None:
-    if not _is_like(value, default):
-        raise UserError(f"{name} is {value!r}, which has the wrong type; the default is {default!r}")
-    if get_origin(kind) is Literal and value not in get_args(kind):
-        raise UserError(f"{name} is {value!r}; it must be one of: {', '.join(get_args(kind))}")
-    if low is not None:
-        whole = isinstance(default, int) or get_args(kind)[:1] == (int,)
-        largest = high if high is not None else MAX_INT if whole else sys.float_info.max
-        for number in value if isinstance(value, tuple) else (value,):
-            if not low <= number <= largest:  # infinity and NaN fail too
-                raise UserError(f"{name} is {value}; it must be {low} to {largest}")
-
-
-def _is_like(value: Any, default: Any) -> bool:
-    """Whether a value has the type of a setting's default; an integer may stand for a float."""
-    if default == ():  # any number of integers
-        return isinstance(value, tuple) and all(type(number) is int for number in value)
-    if isinstance(default, tuple):
-        return isinstance(value, tuple) and len(value) == len(default) and all(map(_is_like, value, default))
-    if isinstance(default, float):
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return type(value) is type(default)
+def _check_range(name: str, value: Any, whole: bool, low: float, high: float | None) -> None:
+    largest = high if high is not None else MAX_INT if whole else sys.float_info.max
+    for number in value if isinstance(value, tuple) else (value,):
+        if type(number) in (int, float) and not low <= number <= largest:  # infinity and NaN fail too
+            raise UserError(f"{name} is {str(value)[:50]}; it must be {low} to {largest}")
 
 
 def differences(config: TrainConfig, other: TrainConfig) -> dict[str, tuple[Any, Any]]:
@@ -206,8 +195,8 @@ def from_dict(values: dict[str, Any], source: str | Path) -> TrainConfig:
     """
     known = [item.name for item in fields(TrainConfig)]
     if unknown := sorted(set(values) - set(known)):
-        raise UserError(f"{source}: unknown setting {', '.join(unknown)}; this version knows: {', '.join(known)}")
+        raise UserError(f"{source}: unknown setting {', '.join(unknown)[:60]}; this version knows: {', '.join(known)}")
     try:
-        return TrainConfig(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
-    except UserError as error:
+        return convert(TrainConfig, values, "config")
+    except (UserError, ValueError) as error:
         raise UserError(f"{source}: {error}") from None

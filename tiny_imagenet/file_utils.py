@@ -1,11 +1,11 @@
-"""Files: atomic writes, locks, JSON; and what happens on the terminal meanwhile."""
+"""Files: checks, atomic writes, locks; and what happens on the terminal meanwhile."""
 
 import fcntl
-import json
 import os
 import shutil
 import sys
 import tempfile
+import zipfile
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,6 +14,8 @@ from typing import Any
 from tqdm import tqdm
 
 from tiny_imagenet.errors import UserError, hint_for, printable
+
+MAX_EXPANSION = 10  # of a zip file of weights, which are random numbers: 1.1 is usual
 
 
 @contextmanager
@@ -26,19 +28,19 @@ def disk_errors(path: Path):
         raise UserError(f"{printable(os.fsdecode(name))}: {error.strerror or error}; {hint_for(error)}") from error
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
+def check_regular(path: Path) -> None:
+    """Raises UserError for a pipe or a device, which may never end, and for a folder; there may be nothing."""
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is not a regular file; remove it, or restore the original file")
 
-    Raises:
-        UserError: the file cannot be read, or holds something else.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"cannot read {path} ({getattr(error, 'strerror', None) or error})") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} does not hold a JSON object; train.py did not write it")
-    return content
+
+def check_archive(path: Path) -> None:
+    """Raises an exception if `path` is no zip file, or one that takes much more memory than space on the disk."""
+    check_regular(path)
+    with zipfile.ZipFile(path) as archive:
+        num_bytes = sum(member.file_size for member in archive.infolist())
+    if num_bytes > MAX_EXPANSION * path.stat().st_size + 2**20:
+        raise ValueError(f"it expands to {num_bytes:,} bytes")
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:

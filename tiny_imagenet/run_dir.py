@@ -17,12 +17,11 @@ import importlib
 import json
 import platform
 import re
-import shutil
 import sys
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import keras
 
@@ -30,8 +29,35 @@ from tiny_imagenet import ROOT
 from tiny_imagenet.config import TrainConfig, differences, from_dict
 from tiny_imagenet.dataset import Dataset
 from tiny_imagenet.devices import describe_hardware, is_main_process, main_process_first
-from tiny_imagenet.errors import UserError, printable
-from tiny_imagenet.file_utils import folder_lock, read_json, remove, write_text
+from tiny_imagenet.errors import UserError
+from tiny_imagenet.file_utils import disk_errors, folder_lock, remove, write_text
+from tiny_imagenet.json_files import parse_json, read_json, read_text
+
+
+@dataclass(frozen=True)
+class DataSummary:
+    """The data of a run: their fingerprint, and how many training and validation images there are."""
+
+    fingerprint: str
+    train: int
+    val: int
+
+
+@dataclass(frozen=True)
+class Description:
+    """What config.json holds."""
+
+    config: dict
+    class_ids: tuple[str, ...]
+    class_names: tuple[str, ...]
+    data: DataSummary
+    backend: str = "tensorflow"
+    versions: dict[str, str] = field(default_factory=dict)
+    """Those with which the run began."""
+    hardware: str = "unknown"
+    resumed: tuple[str, ...] = ()
+    """What had changed when the run was resumed."""
+
 
 CHANGEABLE = {
     "config_name",  # the folder may have been renamed
@@ -46,6 +72,9 @@ CHANGEABLE = {
     "keep_checkpoints",
 }
 """The settings that may change when a run is resumed: none affects what a step computes."""
+
+NO_STEP = {"cli", "download", "filters", "messages", "plots", "saliency", "summaries"}
+"""The modules of tiny_imagenet/ that no step depends on: they may change without a warning."""
 
 HAD_CHECKPOINTS = "saved"  # an empty file in checkpoints/ that tells a run without checkpoints from one that lost them
 THEN = "; then "  # between the machines of a run that was resumed on another one
@@ -74,18 +103,28 @@ def run_folder(config: TrainConfig, data: Dataset, resume: bool):
         yield folder
 
 
-def create_run(config: TrainConfig, data: Dataset) -> Path:
-    """Creates the folder of a new run; raises UserError if a run of that name exists."""
+def check_new(config: TrainConfig) -> None:
+    """Raises UserError if a run of that name exists, or something in its folder that no run creates."""
     folder = config.run_dir
+    if not is_main_process():  # the main process may have created it
+        return
     if (folder / "config.json").exists():
         raise UserError(f"{folder} already exists; add --resume, or give this run another --config-name")
-    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     if list_checkpoints(folder) or any(folder.glob("*.keras")):
         raise UserError(f"{folder} holds a run without its config.json; give this run another --config-name")
+    _check_files(folder)
+
+
+def create_run(config: TrainConfig, data: Dataset) -> Path:
+    """Creates the folder of a new run; raises UserError as `check_new`."""
+    check_new(config)
+    folder = config.run_dir
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     for path in _sources():
         copy = folder / "source" / path.relative_to(ROOT)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(path, copy)
+        with disk_errors(copy):
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(path.read_bytes())
     write_config(config, data)  # last: it marks the folder as complete
     return folder
 
@@ -98,38 +137,49 @@ def check_resumable(config: TrainConfig, data: Dataset) -> None:
     """
     folder = config.run_dir
     before, description = read_config(folder)
+    _check_files(folder)
     fixed = {"num_epochs"} if config.schedule != "plateau" else set()
     changes = differences(before, config).items()
-    refused = [f"{name} was {old}, now {new}" for name, (old, new) in changes if name not in CHANGEABLE - fixed]
-    if description["data"].get("fingerprint") != data.fingerprint:
+    refused = [
+        f"{name} was {'none' if old in ('', ()) else old}, now {'none' if new in ('', ()) else new}"
+        for name, (old, new) in changes
+        if name not in CHANGEABLE - fixed
+    ]
+    if description.data.fingerprint != data.fingerprint:
         refused.append(f"the images or labels in {config.data_dir} are not those the run was trained on")
-    if description.get("backend") != keras.backend.backend():
-        refused.append(f"KERAS_BACKEND was {description.get('backend')}, now {keras.backend.backend()}")
+    if description.backend != keras.backend.backend():
+        refused.append(f"KERAS_BACKEND was {description.backend}, now {keras.backend.backend()}")
     if refused:
-        raise UserError(f"cannot resume {folder}: {'; '.join(refused)}; start a new run with another --config-name")
+        advice = "start a new run with another --config-name"
+        if (folder / before.model_file).exists():
+            advice += f", from this run's parameters with --init-from {folder}"
+        raise UserError(f"cannot resume {folder}: {'; '.join(refused)}; {advice}")
     had_checkpoints = (folder / "checkpoints" / HAD_CHECKPOINTS).exists()
     if not (folder / "checkpoints").is_dir() or (had_checkpoints and not list_checkpoints(folder)):
         raise UserError(f"the checkpoints of {folder} are gone; start a new run with another --config-name")
-    if links := [path for path in folder.rglob("*") if path.is_symlink()]:
-        raise UserError(f"{links[0]} is a symbolic link, which no run creates; replace it with the file, or remove it")
-    if changes := _environment_changes(folder, description):
+    if changes := _environment_changes(config, description):
         print(f"warning: {folder} is resumed in another environment, so not bit for bit: {changes}", file=sys.stderr)
     for unfinished in folder.rglob(".writing-*"):
         remove(unfinished)
 
 
-def _environment_changes(folder: Path, description: dict[str, Any]) -> str:
-    """How sources, versions and hardware differ from those with which the run began."""
-    versions_before, now = description.get("versions"), versions()
-    before = versions_before if isinstance(versions_before, dict) else now
-    changes = [
-        f"{name} was {before[name]}, now {now[name]}" for name in now if before.get(name, now[name]) != now[name]
-    ]
-    hardware = str(description.get("hardware", "unknown")).split(THEN)[0]
+def _check_files(folder: Path) -> None:
+    """Raises UserError for what no run creates: links lead out of the folder, pipes and devices never end."""
+    for path in folder.rglob("*"):
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise UserError(f"{path} is a link, a pipe or a device, which no run creates; remove it")
+
+
+def _environment_changes(config: TrainConfig, description: Description) -> str:
+    """How versions, hardware and what computes a step differ from those with which the run began."""
+    before, now = description.versions, versions()
+    differ = [name for name in now if before.get(name) not in (None, now[name])]
+    changes = [f"{name} was {before[name]}, now {now[name]}" for name in differ]
+    hardware = description.hardware.split(THEN)[0]
     if hardware != describe_hardware():
         changes.append(f"the hardware was {hardware}, now {describe_hardware()}")
-    copies = {path: folder / "source" / path.relative_to(ROOT) for path in _sources()}
-    changed = [p.name for p, copy in copies.items() if not copy.exists() or copy.read_bytes() != p.read_bytes()]
+    copies = {path: config.run_dir / "source" / path.relative_to(ROOT) for path in _step_sources(config.model_name)}
+    changed = [p.name for p, copy in copies.items() if not copy.is_file() or copy.read_bytes() != p.read_bytes()]
     if changed:
         changes.append(f"sources changed: {', '.join(changed)}")
     return "; ".join(changes)
@@ -137,6 +187,16 @@ def _environment_changes(folder: Path, description: dict[str, Any]) -> str:
 
 def _sources() -> list[Path]:
     return sorted([*ROOT.glob("*.py"), *ROOT.glob("tiny_imagenet/*.py")])
+
+
+def _step_sources(model_name: str) -> list[Path]:
+    """The sources on which a step of this model depends: what train.py and the model's file import."""
+    found, names = set(), {"train", model_name}
+    while names := {name for name in names - found if (ROOT / f"{name}.py").exists()}:
+        found |= names
+        texts = ((ROOT / f"{name}.py").read_text(encoding="utf-8") for name in names)
+        names = {name for text in texts for name in re.findall(r"^(?:from|import) (\w+)", text, re.MULTILINE)}
+    return [path for path in _sources() if path.stem in found or (path.parent != ROOT and path.stem not in NO_STEP)]
 
 
 # checkpoints/ (checkpoint.py has their contents)
@@ -175,26 +235,24 @@ def write_config(config: TrainConfig, data: Dataset) -> None:
     if not is_main_process():
         return
     path = config.run_dir / "config.json"
-    description = {
-        "config": asdict(config),
-        "class_ids": list(data.class_ids),
-        "class_names": list(data.class_names),
-        "data": {"fingerprint": data.fingerprint, "train": len(data.train.labels), "val": len(data.val.labels)},
-        "backend": keras.backend.backend(),
-        "versions": versions(),
-        "hardware": describe_hardware(),
-    }
+    summary = DataSummary(data.fingerprint, len(data.train.labels), len(data.val.labels))
+    backend, hardware = keras.backend.backend(), describe_hardware()
+    now = Description(asdict(config), data.class_ids, data.class_names, summary, backend, versions(), hardware)
     if path.exists():
-        before = read_json(path)
-        description["versions"] = before.get("versions", description["versions"])
-        machines = str(before.get("hardware", "unknown")).split(THEN)
-        description["hardware"] = THEN.join(dict.fromkeys([*machines, description["hardware"]]))
-        changes = {_environment_changes(config.run_dir, before): None}
-        description["resumed"] = [line for line in dict.fromkeys(before.get("resumed", [])) | changes if line]
-    write_text(path, json.dumps(description, indent=2, ensure_ascii=False) + "\n")
+        _, before = read_config(config.run_dir)
+        machines = dict.fromkeys([*before.hardware.split(THEN), hardware])
+        changes = _environment_changes(config, before)
+        resumed = tuple(line for line in dict.fromkeys([*before.resumed, changes]) if line)
+        now = replace(now, versions=before.versions or now.versions, hardware=THEN.join(machines), resumed=resumed)
+    write_text(path, config_text(now))
 
 
-def read_config(folder: Path) -> tuple[TrainConfig, dict[str, Any]]:
+def config_text(description: Description) -> str:
+    """The text of a config.json."""
+    return json.dumps(asdict(description), indent=2, ensure_ascii=False) + "\n"
+
+
+def read_config(folder: Path) -> tuple[TrainConfig, Description]:
     """The settings of the run in `folder`, and all of its config.json.
 
     Raises:
@@ -203,39 +261,39 @@ def read_config(folder: Path) -> tuple[TrainConfig, dict[str, Any]]:
     path = folder / "config.json"
     if not path.exists():
         raise UserError(f"{folder} is not a run (no config.json); train one with train.py")
-    description = read_json(path)
-    for key, kind in (("config", dict), ("class_ids", list), ("class_names", list), ("data", dict)):
-        if not isinstance(description.get(key), kind):
-            raise UserError(f"{path} has no {key!r}; train.py did not write it")
-    for key in ("class_ids", "class_names"):
-        description[key] = [printable(str(name)) for name in description[key]]
-    return from_dict(description["config"], path), description
+    description = read_json(path, Description)
+    return from_dict(description.config, path), description
 
 
 # metrics.jsonl
 
 
-def _last_line(folder: Path) -> tuple[str, float]:
-    """The last point of a run's curves, or "end" once the run has finished; and the seconds of training until then."""
+@dataclass(frozen=True)
+class Point:
+    """A line of metrics.jsonl: a point of the curves, or the end of the run, which has no metrics."""
+
+    split: Literal["train", "validation", "end"]
+    seconds: float
+    """How long the run had trained, over all resumes."""
+    step: int = 0
+    data_loss: float | None = None
+    top_1: float | None = None
+
+
+def _last_point(folder: Path) -> Point:
     path = folder / "metrics.jsonl"
-    try:
-        *_, line = path.read_text(encoding="utf-8").splitlines() or ['{"split": "start", "seconds": 0}']
-        point = json.loads(line)
-        return str(point["split"]), float(point["seconds"])
-    except FileNotFoundError:
-        return "start", 0.0
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{path} is damaged ({error!r}); restore the run's own file") from None
+    *_, line = (read_text(path) if path.exists() else "").splitlines() or ['{"split": "train", "seconds": 0}']
+    return parse_json(line, Point, path)
 
 
 def read_seconds(folder: Path) -> float:
     """How long a run has trained so far, in seconds, over all resumes."""
-    return _last_line(folder)[1]
+    return _last_point(folder).seconds
 
 
 def has_ended(folder: Path) -> bool:
     """Whether a run has finished; False if there is none."""
-    return _last_line(folder)[0] == "end"
+    return _last_point(folder).split == "end"
 
 
 def check_ended(folder: Path) -> None:
