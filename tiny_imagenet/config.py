@@ -7,12 +7,20 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from tiny_imagenet.errors import UserError, printable
-from tiny_imagenet.json_files import convert
+from tiny_imagenet.file_utils import convert
 
 DEFAULT_DATA_DIR = "tiny-imagenet-200"  # the only folder that is downloaded automatically
 FOLDER_NAME = r"[\w][\w.-]*"  # a name of one folder: letters, digits, '_', '-' and '.'
 IMAGE_SIZE = 64  # pixels; the dataset's images are squares of this side
 MAX_INT = 2**31 - 1
+CHANGEABLE = {
+    "config_name",
+    "data_dir",
+    "runs_dir",
+    "skip_bad_images",
+    "require_gpu",
+}  # the run's folder may have moved
+CHANGEABLE |= {"num_epochs", "summary_interval", "histogram_interval", "checkpoint_interval", "keep_checkpoints"}
 
 
 def setting(default: Any, low: float | None = None, high: float | None = None) -> Any:
@@ -187,6 +195,13 @@ def differences(config: TrainConfig, other: TrainConfig) -> dict[str, tuple[Any,
     return {name: (ours[name], theirs[name]) for name in ours if ours[name] != theirs[name]}
 
 
+def fixed_changes(before: TrainConfig, now: TrainConfig) -> list[str]:
+    """What has changed of the settings on which a run's result depends, which cannot change when it is resumed."""
+    changes, fixed = differences(before, now), {"num_epochs"} if now.schedule != "plateau" else set()
+    shown = {name: ["none" if value in ("", ()) else value for value in pair] for name, pair in changes.items()}
+    return [f"{name} was {old}, now {new}" for name, (old, new) in shown.items() if name not in CHANGEABLE - fixed]
+
+
 def from_dict(values: dict[str, Any], source: str | Path) -> TrainConfig:
     """The inverse of `dataclasses.asdict`, for a configuration read from the JSON file `source`.
 
@@ -197,6 +212,6 @@ def from_dict(values: dict[str, Any], source: str | Path) -> TrainConfig:
     if unknown := sorted(set(values) - set(known)):
         raise UserError(f"{source}: unknown setting {', '.join(unknown)[:60]}; this version knows: {', '.join(known)}")
     try:
-        return convert(TrainConfig, values, "config")
-    except (UserError, ValueError) as error:
+        return TrainConfig(**values)
+    except UserError as error:
         raise UserError(f"{source}: {error}") from None

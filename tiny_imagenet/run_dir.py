@@ -13,9 +13,7 @@ Everything is first written under another name, forced to the disk and then rena
 previous version.
 """
 
-import importlib
 import json
-import platform
 import re
 import sys
 from contextlib import ExitStack, contextmanager
@@ -26,12 +24,11 @@ from typing import Literal
 import keras
 
 from tiny_imagenet import ROOT
-from tiny_imagenet.config import TrainConfig, differences, from_dict
+from tiny_imagenet.config import TrainConfig, fixed_changes, from_dict
 from tiny_imagenet.dataset import Dataset
-from tiny_imagenet.devices import describe_hardware, is_main_process, main_process_first
+from tiny_imagenet.devices import describe_hardware, is_main_process, main_process_first, versions
 from tiny_imagenet.errors import UserError
-from tiny_imagenet.file_utils import disk_errors, folder_lock, remove, write_text
-from tiny_imagenet.json_files import parse_json, read_json, read_text
+from tiny_imagenet.file_utils import disk_errors, folder_lock, parse_json, read_json, read_text, remove, write_text
 
 
 @dataclass(frozen=True)
@@ -52,26 +49,10 @@ class Description:
     class_names: tuple[str, ...]
     data: DataSummary
     backend: str = "tensorflow"
-    versions: dict[str, str] = field(default_factory=dict)
-    """Those with which the run began."""
+    versions: dict[str, str] = field(default_factory=dict)  # with which the run began
     hardware: str = "unknown"
-    resumed: tuple[str, ...] = ()
-    """What had changed when the run was resumed."""
+    resumed: tuple[str, ...] = ()  # what had changed whenever the run was resumed
 
-
-CHANGEABLE = {
-    "config_name",  # the folder may have been renamed
-    "data_dir",  # the data's fingerprint counts, not its place
-    "runs_dir",
-    "skip_bad_images",
-    "require_gpu",
-    "num_epochs",  # with the plateau schedule
-    "summary_interval",
-    "histogram_interval",
-    "checkpoint_interval",
-    "keep_checkpoints",
-}
-"""The settings that may change when a run is resumed: none affects what a step computes."""
 
 NO_STEP = {"cli", "download", "filters", "messages", "plots", "saliency", "summaries"}
 """The modules of tiny_imagenet/ that no step depends on: they may change without a warning."""
@@ -138,13 +119,7 @@ def check_resumable(config: TrainConfig, data: Dataset) -> None:
     folder = config.run_dir
     before, description = read_config(folder)
     _check_files(folder)
-    fixed = {"num_epochs"} if config.schedule != "plateau" else set()
-    changes = differences(before, config).items()
-    refused = [
-        f"{name} was {'none' if old in ('', ()) else old}, now {'none' if new in ('', ()) else new}"
-        for name, (old, new) in changes
-        if name not in CHANGEABLE - fixed
-    ]
+    refused = fixed_changes(before, config)
     if description.data.fingerprint != data.fingerprint:
         refused.append(f"the images or labels in {config.data_dir} are not those the run was trained on")
     if description.backend != keras.backend.backend():
@@ -178,7 +153,10 @@ def _environment_changes(config: TrainConfig, description: Description) -> str:
     hardware = description.hardware.split(THEN)[0]
     if hardware != describe_hardware():
         changes.append(f"the hardware was {hardware}, now {describe_hardware()}")
-    copies = {path: config.run_dir / "source" / path.relative_to(ROOT) for path in _step_sources(config.model_name)}
+    model = (ROOT / f"{config.model_name}.py").read_text(encoding="utf-8")
+    used = {"train", "input_pipe", "losses", "metrics", config.model_name, *re.findall(r"^from (\w+)", model, re.M)}
+    used = [path for path in _sources() if (path.stem in used if path.parent == ROOT else path.stem not in NO_STEP)]
+    copies = {path: config.run_dir / "source" / path.relative_to(ROOT) for path in used}
     changed = [p.name for p, copy in copies.items() if not copy.is_file() or copy.read_bytes() != p.read_bytes()]
     if changed:
         changes.append(f"sources changed: {', '.join(changed)}")
@@ -187,16 +165,6 @@ def _environment_changes(config: TrainConfig, description: Description) -> str:
 
 def _sources() -> list[Path]:
     return sorted([*ROOT.glob("*.py"), *ROOT.glob("tiny_imagenet/*.py")])
-
-
-def _step_sources(model_name: str) -> list[Path]:
-    """The sources on which a step of this model depends: what train.py and the model's file import."""
-    found, names = set(), {"train", model_name}
-    while names := {name for name in names - found if (ROOT / f"{name}.py").exists()}:
-        found |= names
-        texts = ((ROOT / f"{name}.py").read_text(encoding="utf-8") for name in names)
-        names = {name for text in texts for name in re.findall(r"^(?:from|import) (\w+)", text, re.MULTILINE)}
-    return [path for path in _sources() if path.stem in found or (path.parent != ROOT and path.stem not in NO_STEP)]
 
 
 # checkpoints/ (checkpoint.py has their contents)
@@ -220,14 +188,6 @@ def find_checkpoint(folder: Path, name: str | None) -> Path | None:
 
 
 # config.json
-
-
-def versions() -> dict[str, str]:
-    """The versions of everything that computes a step."""
-    packages = ["keras", "tensorflow", "numpy", *(["jax", "jaxlib"] if keras.backend.backend() == "jax" else [])]
-    return {"python": platform.python_version()} | {
-        name: importlib.import_module(name).__version__ for name in packages
-    }
 
 
 def write_config(config: TrainConfig, data: Dataset) -> None:
@@ -273,8 +233,7 @@ class Point:
     """A line of metrics.jsonl: a point of the curves, or the end of the run, which has no metrics."""
 
     split: Literal["train", "validation", "end"]
-    seconds: float
-    """How long the run had trained, over all resumes."""
+    seconds: float  # how long the run had trained, over all resumes
     step: int = 0
     data_loss: float | None = None
     top_1: float | None = None
