@@ -81,13 +81,10 @@ def log_probabilities(model: keras.Model, crops) -> np.ndarray:
 
 def match_classes(run: Run, data: Dataset) -> Dataset:
     """The dataset with its classes and validation labels in the order of the run's; UserError for other classes."""
-    if run.class_ids == data.class_ids:
-        return data
     if sorted(run.class_ids) != sorted(data.class_ids):
-        [example, *_] = sorted({*run.class_ids} ^ {*data.class_ids}) or run.class_ids
         raise UserError(
-            f"{run.folder} was trained on {len(run.class_ids)} classes, and {data.root} has {len(data.class_ids)}, not "
-            f"all the same (for example {example}); name the dataset of its training with --data-dir"
+            f"{run.folder} was trained on {len(run.class_ids)} classes, and {data.root} has {len(data.class_ids)} that "
+            "are not all the same; name the dataset of its training with --data-dir"
         )
     labels = np.array([run.class_ids.index(class_id) for class_id in data.class_ids], np.int32)[data.val.labels]
     return replace(data, class_ids=run.class_ids, class_names=run.class_names, val=replace(data.val, labels=labels))

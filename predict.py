@@ -128,14 +128,6 @@ def _check(arguments: Arguments) -> None:
         raise UserError(f"--output is {output}; its name must end in .png, or one of: {', '.join(known)}")
     if not output.parent.is_dir() or output.is_dir():
         raise UserError(f"--output is {output}; it must be a file in a folder that exists")
-    for name in arguments.images:
-        _check_is_not_output(name, output)
-
-
-def _check_is_not_output(name: str, output: Path | None) -> None:
-    with suppress(OSError, ValueError):  # a file that cannot be found is reported when it is read
-        if output and output.samefile(name):
-            raise UserError(f"--output is {output}, one of the images; choose another, or it would be lost")
 
 
 def _open_run(folder: str | None) -> Run:
@@ -162,7 +154,9 @@ def _list_names(arguments: Iterable[str]) -> Iterator[str]:
 def _read_images(names: Iterable[str], output: Path | None) -> Iterator[tuple[str, np.ndarray | None]]:
     """The title and image (64, 64, 3) of each file; for one that cannot be read, None, and an error on stderr."""
     for name in names:
-        _check_is_not_output(name, output)
+        with suppress(OSError, ValueError):  # a file that cannot be found is reported when it is read
+            if output and output.samefile(name):
+                raise UserError(f"--output is {output}, one of the images; choose another, or it would be lost")
         try:
             yield name, read_image(name)
         except UserError as error:

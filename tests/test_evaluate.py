@@ -79,15 +79,16 @@ def run_folder(sample_dir, tmp_path_factory):
 
 def test_a_run_of_other_classes_is_refused(run_folder, sample_dir, monkeypatch):
     data = open_dataset(sample_dir)
-    for class_ids, words in ((data.class_ids[:-1], "has 9, not"), (("new", *data.class_ids[1:]), "has 10, not")):
+    for class_ids, words in ((data.class_ids[:-1], "has 9"), (("new", *data.class_ids[1:]), "has 10")):
         monkeypatch.setattr("evaluate.open_dataset", lambda *_, ids=class_ids, **__: replace(data, class_ids=ids))
-        with pytest.raises(UserError, match=rf"trained on 10 classes, and .* {words} all the same .*; .*--data-dir"):
+        with pytest.raises(
+            UserError, match=rf"trained on 10 classes, and .* {words} that are not all the same; .*--data-dir"
+        ):
             evaluate.evaluate(run_folder)
 
 
 def test_classes_in_another_order_are_matched_by_their_ids(run_folder, sample_dir):
     run, data = load_run(run_folder), open_dataset(sample_dir)
-    assert match_classes(run, data) is data
     order = [3, 1, 2, 0, *range(4, 10)]  # another wnids.txt: the labels 0 and 3 have changed places
     ids, names = (tuple(values[i] for i in order) for values in (data.class_ids, data.class_names))
     labels = np.array(order, np.int32)[data.val.labels]

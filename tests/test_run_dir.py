@@ -213,6 +213,9 @@ def test_a_damaged_or_missing_config_is_named(run, config, data):
         path.write_text(content)
         with pytest.raises(UserError, match=f"^{path}: |^{path} is damaged: .*; restore the original file$"):
             resume(config, data)
+    os.truncate(path, 2**29)  # sparse: it takes no space on the disk
+    with pytest.raises(UserError, match=f"^{path} is larger than 256 MB; restore the original file$"):
+        read_config(run)
     path.write_text(json.dumps(whole | {"hardware": "\x1b[2Ja\nb"}))
     assert read_config(run)[1].hardware == r"'\x1b[2Ja\nb'"
     with pytest.raises(UserError, match="is not a run"):

@@ -50,8 +50,8 @@ class TrainConfig:
     the other parameters."""
     batch_size: int = setting(64, 1)
     """Images per step (1 or more)."""
-    num_epochs: int = setting(50, 1, 1_000_000)
-    """Passes over the training images (1 to 1e6); with the plateau schedule, training may end sooner."""
+    num_epochs: int = setting(50, 1)
+    """Passes over the training images (1 or more); with the plateau schedule, training may end sooner."""
     lr: float = setting(0.01, 0, 1e6)
     """The peak learning rate (0 to 1e6): at the start, or after the warm-up."""
     schedule: Literal["plateau", "cosine", "linear"] = "plateau"

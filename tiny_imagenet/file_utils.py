@@ -48,18 +48,16 @@ def check_archive(path: Path) -> None:
         raise ValueError(f"it expands to {num_bytes:,} bytes")
 
 
-def read_text(path: Path) -> str:
-    """The text of a UTF-8 file; raises UserError if it cannot be read or is no regular file."""
+def read_file(path: Path) -> bytes:
+    """The contents of a file; raises UserError if it cannot be read, is no regular file, or is far too large."""
     check_regular(path)
-    try:
+    with disk_errors(path):
         if path.stat().st_size > MAX_BYTES:
-            raise ValueError(f"larger than {MAX_BYTES >> 20} MB")
-        return path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path} ({getattr(error, 'strerror', None) or error})") from None
+            raise UserError(f"{path} is larger than {MAX_BYTES >> 20} MB; restore the original file")
+        return path.read_bytes()
 
 
-def parse_json(text: str, kind: Any, path: Path) -> Any:
+def parse_json(text: bytes, kind: Any, path: Path) -> Any:
     """The JSON text of the file `path`, as `kind` (see `convert`); raises UserError if it is something else."""
     try:
         return convert(kind, json.loads(text), "it")
@@ -69,7 +67,7 @@ def parse_json(text: str, kind: Any, path: Path) -> Any:
 
 def read_json(path: Path, kind: Any = dict) -> Any:
     """What a JSON file holds, as `kind`; raises UserError if it cannot be read or is something else."""
-    return parse_json(read_text(path), kind, path)
+    return parse_json(read_file(path), kind, path)
 
 
 def convert(kind: Any, value: Any, name: str) -> Any:

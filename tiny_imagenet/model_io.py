@@ -57,10 +57,9 @@ def load_run(folder: str | Path) -> Run:
     classes = len(description.class_ids)
     try:
         check_archive(path)
-        if path == rounded:
-            model = _load_rounded(path, config, classes)
-        else:
-            model = keras.saving.load_model(path, compile=False)
+        model = (
+            _load_rounded(path, config, classes) if path == rounded else keras.saving.load_model(path, compile=False)
+        )
         shapes = tuple(model.input_shape), tuple(model.output_shape)
     except Exception as error:  # Keras raises many kinds for a damaged file
         reason = str(error).strip().split("\n")[0]

@@ -28,7 +28,7 @@ from tiny_imagenet.config import TrainConfig, fixed_changes, from_dict
 from tiny_imagenet.dataset import Dataset
 from tiny_imagenet.devices import describe_hardware, is_main_process, main_process_first, versions
 from tiny_imagenet.errors import UserError
-from tiny_imagenet.file_utils import disk_errors, folder_lock, parse_json, read_json, read_text, remove, write_text
+from tiny_imagenet.file_utils import disk_errors, folder_lock, parse_json, read_file, read_json, remove, write_text
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class Description:
     resumed: tuple[str, ...] = ()  # what had changed whenever the run was resumed
 
 
-NO_STEP = {"cli", "download", "filters", "messages", "plots", "saliency", "summaries"}
-"""The modules of tiny_imagenet/ that no step depends on: they may change without a warning."""
+SOURCES = sorted([*ROOT.glob("*.py"), *ROOT.glob("tiny_imagenet/*.py")])
+NO_STEP = {"cli", "download", "filters", "messages", "plots", "saliency", "summaries"}  # no step depends on these
 
 HAD_CHECKPOINTS = "saved"  # an empty file in checkpoints/ that tells a run without checkpoints from one that lost them
 THEN = "; then "  # between the machines of a run that was resumed on another one
@@ -101,7 +101,7 @@ def create_run(config: TrainConfig, data: Dataset) -> Path:
     check_new(config)
     folder = config.run_dir
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    for path in _sources():
+    for path in SOURCES:
         copy = folder / "source" / path.relative_to(ROOT)
         with disk_errors(copy):
             copy.parent.mkdir(parents=True, exist_ok=True)
@@ -126,8 +126,7 @@ def check_resumable(config: TrainConfig, data: Dataset) -> None:
         refused.append(f"KERAS_BACKEND was {description.backend}, now {keras.backend.backend()}")
     if refused:
         advice = "start a new run with another --config-name"
-        if (folder / before.model_file).exists():
-            advice += f", from this run's parameters with --init-from {folder}"
+        advice += f", from this run's parameters with --init-from {folder}" * (folder / before.model_file).exists()
         raise UserError(f"cannot resume {folder}: {'; '.join(refused)}; {advice}")
     had_checkpoints = (folder / "checkpoints" / HAD_CHECKPOINTS).exists()
     if not (folder / "checkpoints").is_dir() or (had_checkpoints and not list_checkpoints(folder)):
@@ -155,19 +154,12 @@ def _environment_changes(config: TrainConfig, description: Description) -> str:
         changes.append(f"the hardware was {hardware}, now {describe_hardware()}")
     model = (ROOT / f"{config.model_name}.py").read_text(encoding="utf-8")
     used = {"train", "input_pipe", "losses", "metrics", config.model_name, *re.findall(r"^from (\w+)", model, re.M)}
-    used = [path for path in _sources() if (path.stem in used if path.parent == ROOT else path.stem not in NO_STEP)]
+    used = [path for path in SOURCES if (path.stem in used if path.parent == ROOT else path.stem not in NO_STEP)]
     copies = {path: config.run_dir / "source" / path.relative_to(ROOT) for path in used}
     changed = [p.name for p, copy in copies.items() if not copy.is_file() or copy.read_bytes() != p.read_bytes()]
     if changed:
         changes.append(f"sources changed: {', '.join(changed)}")
     return "; ".join(changes)
-
-
-def _sources() -> list[Path]:
-    return sorted([*ROOT.glob("*.py"), *ROOT.glob("tiny_imagenet/*.py")])
-
-
-# checkpoints/ (checkpoint.py has their contents)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -225,9 +217,6 @@ def read_config(folder: Path) -> tuple[TrainConfig, Description]:
     return from_dict(description.config, path), description
 
 
-# metrics.jsonl
-
-
 @dataclass(frozen=True)
 class Point:
     """A line of metrics.jsonl: a point of the curves, or the end of the run, which has no metrics."""
@@ -241,7 +230,7 @@ class Point:
 
 def _last_point(folder: Path) -> Point:
     path = folder / "metrics.jsonl"
-    *_, line = (read_text(path) if path.exists() else "").splitlines() or ['{"split": "train", "seconds": 0}']
+    *_, line = (read_file(path) if path.exists() else b"").splitlines() or [b'{"split": "train", "seconds": 0}']
     return parse_json(line, Point, path)
 
 

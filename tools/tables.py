@@ -16,7 +16,7 @@ from matplotlib.ticker import LogLocator
 from metrics import CALIBRATION_BINS
 from tiny_imagenet import ROOT
 from tiny_imagenet.errors import UserError
-from tiny_imagenet.file_utils import parse_json, read_json, read_text, write_text
+from tiny_imagenet.file_utils import parse_json, read_file, read_json, write_text
 from tiny_imagenet.plots import plain_text
 from tiny_imagenet.run_dir import Point, read_config
 
@@ -63,7 +63,7 @@ class Result:
 
 def read_points(path: Path) -> list[Point]:
     """The points of a run's curves; raises UserError if the file is missing or train.py did not write it."""
-    points = [parse_json(line, Point, path) for line in read_text(path).splitlines()]
+    points = [parse_json(line, Point, path) for line in read_file(path).splitlines()]
     points = [point for point in points if point.split != "end"]
     if any(point.data_loss is None or point.top_1 is None for point in points):
         raise UserError(f"{path} is damaged: a point lacks its loss or its top-1; restore the original file")
@@ -116,7 +116,7 @@ def results_table(group: str | None = None) -> str:
     lines = [columns + ["training", "command"], ["---"] * (len(columns) + 2)]
     for result in results:
         row = result.row
-        cells = [_link(result.folder) + _escape(_notes(row, *usual))]
+        cells = [f"{_link(result.folder)} {_escape(_notes(row, *usual))}".rstrip()]
         cells += [_percents(row.single_crop_top_1, row.single_crop_top_5)]
         cells += [_percents(row.ten_crop_top_1, row.ten_crop_top_5)]
         cells += [f"{100 * row.calibration_error:.1f} %"] if group else []
@@ -141,7 +141,7 @@ def _notes(row: Row, view: str, checkpoint: str) -> str:
     """How a result's view and checkpoint differ from the usual ones, in parentheses."""
     notes = [row.view] * (row.view != view)
     notes += [f"{row.checkpoint} checkpoint"] * (row.checkpoint != checkpoint)
-    return f" ({', '.join(notes)})" * bool(notes)
+    return f"({', '.join(notes)})" * bool(notes)
 
 
 def minutes_to(points: list[Point], level: float) -> float | None:
