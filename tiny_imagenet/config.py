@@ -1,10 +1,9 @@
 """`TrainConfig`: every setting of a training run, with its default of 2017, its unit and its range."""
 
 import re
-import sys
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from tiny_imagenet.errors import UserError, printable
 from tiny_imagenet.file_utils import convert
@@ -23,7 +22,7 @@ CHANGEABLE = {
 CHANGEABLE |= {"num_epochs", "summary_interval", "histogram_interval", "checkpoint_interval", "keep_checkpoints"}
 
 
-def setting(default: Any, low: float | None = None, high: float | None = None) -> Any:
+def setting(default: Any, low: float, high: float = MAX_INT) -> Any:
     """A dataclass field whose value (every element, for a tuple) must lie in low..high, both included."""
     return field(default=default, metadata={"low": low, "high": high})
 
@@ -137,8 +136,10 @@ class TrainConfig:
             value = getattr(self, item.name)
             if isinstance(value, str) and printable(value) != value:
                 raise UserError(f"{item.name} is {value!r}, which cannot be printed on one line; rename it")
-            if item.metadata:
-                _check_range(item.name, value, int in (item.type, *get_args(item.type)), **item.metadata)
+            numbers = [x for x in (value if isinstance(value, tuple) else [value]) if type(x) in (int, float)]
+            low, high = item.metadata.get("low"), item.metadata.get("high")
+            if item.metadata and not all(low <= number <= high for number in numbers):  # infinity and NaN fail too
+                raise UserError(f"{item.name} is {str(value)[:50]}; it must be {low} to {high}")
             try:
                 object.__setattr__(self, item.name, convert(item.type, value, item.name))  # 1 becomes 1.0
             except ValueError as error:
@@ -180,13 +181,6 @@ class TrainConfig:
     def run_dir(self) -> Path:
         """The run's folder."""
         return Path(self.runs_dir) / self.model_name / self.config_name
-
-
-def _check_range(name: str, value: Any, whole: bool, low: float, high: float | None) -> None:
-    largest = high if high is not None else MAX_INT if whole else sys.float_info.max
-    for number in value if isinstance(value, tuple) else (value,):
-        if type(number) in (int, float) and not low <= number <= largest:  # infinity and NaN fail too
-            raise UserError(f"{name} is {str(value)[:50]}; it must be {low} to {largest}")
 
 
 def differences(config: TrainConfig, other: TrainConfig) -> dict[str, tuple[Any, Any]]:

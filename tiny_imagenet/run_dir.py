@@ -179,9 +179,6 @@ def find_checkpoint(folder: Path, name: str | None) -> Path | None:
     return found[name]
 
 
-# config.json
-
-
 def write_config(config: TrainConfig, data: Dataset) -> None:
     """Writes config.json; for a resumed run it adds the machine and what else changed."""
     if not is_main_process():
@@ -226,6 +223,7 @@ class Point:
     step: int = 0
     data_loss: float | None = None
     top_1: float | None = None
+    top_5: float | None = None
 
 
 def _last_point(folder: Path) -> Point:
