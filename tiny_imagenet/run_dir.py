@@ -55,7 +55,19 @@ class Description:
 
 
 SOURCES = sorted([*ROOT.glob("*.py"), *ROOT.glob("tiny_imagenet/*.py")])
-NO_STEP = {"cli", "download", "filters", "messages", "plots", "saliency", "summaries"}  # no step depends on these
+NO_STEP = {
+    "cli",
+    "download",
+    "errors",
+    "file_utils",
+    "filters",
+    "messages",
+    "plots",
+    "run_dir",
+    "saliency",
+    "summaries",
+}
+"""Modules of tiny_imagenet/ on which no step depends."""
 
 HAD_CHECKPOINTS = "saved"  # an empty file in checkpoints/ that tells a run without checkpoints from one that lost them
 THEN = "; then "  # between the machines of a run that was resumed on another one
