@@ -55,18 +55,8 @@ class Description:
 
 
 SOURCES = sorted([*ROOT.glob("*.py"), *ROOT.glob("tiny_imagenet/*.py")])
-NO_STEP = {
-    "cli",
-    "download",
-    "errors",
-    "file_utils",
-    "filters",
-    "messages",
-    "plots",
-    "run_dir",
-    "saliency",
-    "summaries",
-}
+NO_STEP = {"cli", "download", "filters", "messages", "plots", "saliency", "summaries"}
+NO_STEP |= {"errors", "file_utils", "run_dir"}
 """Modules of tiny_imagenet/ on which no step depends."""
 
 HAD_CHECKPOINTS = "saved"  # an empty file in checkpoints/ that tells a run without checkpoints from one that lost them
