@@ -8,7 +8,7 @@ import tiny_imagenet  # noqa: F401  first: it checks the environment and loads T
 # isort: split
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -24,7 +24,7 @@ from tiny_imagenet.config import TrainConfig
 from tiny_imagenet.dataset import Dataset, Split, open_run_dataset
 from tiny_imagenet.errors import UserError, printable
 from tiny_imagenet.file_utils import progress_bar
-from tiny_imagenet.model_io import Run, load_run
+from tiny_imagenet.model_io import Run, check_finite, load_run
 from tiny_imagenet.run_dir import read_config, read_seconds
 
 BATCH_SIZE = 100  # images; ten times as many crops
@@ -76,17 +76,20 @@ def log_probabilities(model: keras.Model, crops) -> np.ndarray:
     """
     count, batch_size, *shape = crops.shape
     logits = model.predict_on_batch(np.reshape(crops, (count * batch_size, *shape)))
+    check_finite(f"the output of {model.name}", ops.convert_to_numpy(logits))
     log_p = ops.convert_to_numpy(ops.log_softmax(ops.cast(logits, "float32")))
     return log_p.reshape(count, batch_size, -1)
 
 
-def check_same_classes(run: Run, data: Dataset) -> None:
-    """Raises UserError if the run's labels are not the dataset's."""
-    if run.class_ids != data.class_ids:
+def match_classes(run: Run, data: Dataset) -> Dataset:
+    """The dataset with its classes and validation labels in the order of the run's; UserError for other classes."""
+    if sorted(run.class_ids) != sorted(data.class_ids):
         raise UserError(
-            f"{run.folder} was trained on {len(run.class_ids)} classes, but {data.root} has {len(data.class_ids)} "
-            "others; name the dataset of its training with --data-dir"
+            f"{run.folder} was trained on {len(run.class_ids)} classes, and {data.root} has {len(data.class_ids)} that "
+            "are not all the same; name the dataset of its training with --data-dir"
         )
+    labels = np.array([run.class_ids.index(class_id) for class_id in data.class_ids], np.int32)[data.val.labels]
+    return replace(data, class_ids=run.class_ids, class_names=run.class_names, val=replace(data.val, labels=labels))
 
 
 def find_runs(data: Dataset, runs_dir: str | Path) -> Iterator[Run]:
@@ -96,27 +99,27 @@ def find_runs(data: Dataset, runs_dir: str | Path) -> Iterator[Run]:
     """
     for path in sorted(Path(runs_dir).glob("*/*/config.json")):
         try:
-            if read_config(path.parent)[1]["data"].get("fingerprint") == data.fingerprint:
+            if read_config(path.parent)[1].data.fingerprint == data.fingerprint:
                 yield load_run(path.parent)
         except UserError as error:
             print(f"skipped: {error}")
 
 
 def select_images(split: Split, list_file: Path) -> Split:
-    """The images of a split whose names are listed in a text file, one per line, without folders.
+    """The images of a split whose names are listed in a text file, one per line, with or without their folders.
 
     Raises:
         UserError: the file is empty, or lists a name that the split does not have or that is not unique in it.
     """
     index = {filename.rpartition("/")[2]: i for i, filename in enumerate(split.filenames)}
     if len(index) < len(split.filenames):
-        raise UserError(f"{printable(list_file)}: several validation images have the same name in different folders")
+        raise UserError(f"{list_file}: several validation images have the same name in different folders")
     lines = list_file.read_text(encoding="utf-8", errors="replace").splitlines()
-    names = sorted({line.strip() for line in lines} - {""})
+    names = sorted({line.strip().rpartition("/")[2] for line in lines} - {""})
     if not names:
-        raise UserError(f"{printable(list_file)} is empty; list the names of images, one per line")
+        raise UserError(f"{list_file} is empty; list the names of images, one per line")
     if unknown := [name for name in names if name not in index]:
-        raise UserError(f"{printable(list_file)}: there is no validation image {printable(unknown[0])}; remove it")
+        raise UserError(f"{list_file}: there is no validation image {unknown[0]}; remove this line")
     chosen = sorted(index[name] for name in names)
     return split.select(chosen)
 
@@ -136,8 +139,7 @@ def evaluate(
         run, model, parameters, the fields of `Scores`, images (how many) and seconds (of training).
     """
     run = load_run(folder)
-    data = open_run_dataset(run.config, data_dir or "", packed_dir or "")
-    check_same_classes(run, data)
+    data = match_classes(run, open_run_dataset(run.config, data_dir or "", packed_dir or ""))
     split = select_images(data.val, images) if images else data.val
     row = {"run": str(folder), "model": run.config.model_name, "parameters": run.model.count_params()}
     row |= asdict(compute_scores(run.model, split, run.config))
@@ -151,7 +153,10 @@ def format_table(rows: list[dict]) -> str:
     lines = [f"{'in %':<44}{'single-crop':>27}{'10-crop':>18}"]
     lines.append(f"{'run':<32}{'parameters':>12}{''.join(f'{head:>9}' for head in columns.values())}{'seconds':>10}")
     for row in rows:
-        name, cells = row["run"].removeprefix("runs/"), "".join(f"{100 * row[column]:>9.2f}" for column in columns)
+        name, cells = (
+            printable(row["run"].removeprefix("runs/")),
+            "".join(f"{100 * row[column]:>9.2f}" for column in columns),
+        )
         lines.append(f"{name:<32}{row['parameters']:>12,}{cells}{row['seconds']:>10,.0f}")
     return "\n".join(lines)
 

@@ -26,7 +26,7 @@ from tiny_imagenet.cli import command
 from tiny_imagenet.errors import UserError, printable
 from tiny_imagenet.file_utils import write_atomically
 from tiny_imagenet.images import read_image
-from tiny_imagenet.model_io import Run, load_run
+from tiny_imagenet.model_io import Run, check_finite, load_run
 from tiny_imagenet.plots import Prediction, prediction_grid
 from tiny_imagenet.saliency import SALIENCY
 
@@ -74,6 +74,7 @@ def predict(
     """
     crops = np.asarray(eval_preprocessing(images, run.config))
     logits = run.model.predict(crops, verbose=0)  # (B, C) float32
+    check_finite(f"the output of {run.config.model_name}", logits)
     probabilities = keras.ops.convert_to_numpy(keras.ops.softmax(logits))
     best = np.argsort(-logits, axis=1, kind="stable")[:, :top]  # (B, top)
     maps = SALIENCY[method](run.model, crops, best[:, 0]) if method else [None] * len(crops)
@@ -103,7 +104,7 @@ def main() -> int:
     if not count:
         raise UserError(NO_IMAGES)
     if output and drawn:
-        figure = prediction_grid([replace(item, title=Path(item.title).name) for item in drawn], method)
+        figure = prediction_grid([replace(item, title=printable(Path(item.title).name)) for item in drawn], method)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a letter that the font lacks is drawn as a box
             write_atomically(output, lambda temporary: figure.savefig(temporary))
@@ -124,17 +125,9 @@ def _check(arguments: Arguments) -> None:
         return
     known = Figure().canvas.get_supported_filetypes()
     if output.suffix.lower().removeprefix(".") not in known:
-        raise UserError(f"--output is {printable(output)}; its name must end in .png, or one of: {', '.join(known)}")
+        raise UserError(f"--output is {output}; its name must end in .png, or one of: {', '.join(known)}")
     if not output.parent.is_dir() or output.is_dir():
-        raise UserError(f"--output is {printable(output)}; it must be a file in a folder that exists")
-    for name in arguments.images:
-        _check_is_not_output(name, output)
-
-
-def _check_is_not_output(name: str, output: Path | None) -> None:
-    with suppress(OSError, ValueError):  # a file that cannot be found is reported when it is read
-        if output and output.samefile(name):
-            raise UserError(f"--output is {printable(output)}, one of the images; choose another, or it would be lost")
+        raise UserError(f"--output is {output}; it must be a file in a folder that exists")
 
 
 def _open_run(folder: str | None) -> Run:
@@ -161,9 +154,11 @@ def _list_names(arguments: Iterable[str]) -> Iterator[str]:
 def _read_images(names: Iterable[str], output: Path | None) -> Iterator[tuple[str, np.ndarray | None]]:
     """The title and image (64, 64, 3) of each file; for one that cannot be read, None, and an error on stderr."""
     for name in names:
-        _check_is_not_output(name, output)
+        with suppress(OSError, ValueError):  # a file that cannot be found is reported when it is read
+            if output and output.samefile(name):
+                raise UserError(f"--output is {output}, one of the images; choose another, or it would be lost")
         try:
-            yield printable(name), read_image(name)
+            yield name, read_image(name)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             yield name, None
@@ -171,7 +166,7 @@ def _read_images(names: Iterable[str], output: Path | None) -> Iterator[tuple[st
 
 def _format(prediction: Prediction) -> str:
     lines = [f"  {100 * p:5.1f} %  {name}" for name, p in zip(prediction.names, prediction.probabilities, strict=True)]
-    return "\n".join([prediction.title, *lines])
+    return "\n".join([printable(prediction.title), *lines])
 
 
 if __name__ == "__main__":

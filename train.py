@@ -33,7 +33,7 @@ from tiny_imagenet.model_io import read_initial_weights, save_model
 from tiny_imagenet.models import create_model, import_model, initialize_from, resolve_precision
 from tiny_imagenet.optimizers import create_optimizer, ema_weights, set_learning_rate
 from tiny_imagenet.recipes import BASE, RECIPES
-from tiny_imagenet.run_dir import read_config, run_folder, write_config
+from tiny_imagenet.run_dir import check_new, read_config, run_folder, write_config
 from tiny_imagenet.schedules import FixedLengthSchedule, TrainControl, count_steps, eval_image_size, image_size
 from tiny_imagenet.summaries import HISTOGRAM_IMAGES, HistogramSource, Summaries
 
@@ -157,6 +157,8 @@ def check_settings(config: TrainConfig, resuming: bool) -> None:
     import_model(config.model_name)
     if config.init_from and not resuming:
         read_config(Path(config.init_from))
+    if not resuming:
+        check_new(config)
 
 
 def compile_model(model: keras.Model, config: TrainConfig, total_steps: int) -> None:

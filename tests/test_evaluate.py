@@ -9,7 +9,7 @@ import pytest
 from helpers import make_run
 
 import evaluate
-from evaluate import BATCH_SIZE, compute_scores, find_runs, format_table, select_images
+from evaluate import BATCH_SIZE, compute_scores, find_runs, format_table, match_classes, select_images
 from metrics import expected_calibration_error
 from tiny_imagenet.config import TrainConfig
 from tiny_imagenet.dataset import Split, open_dataset
@@ -79,14 +79,36 @@ def run_folder(sample_dir, tmp_path_factory):
 
 def test_a_run_of_other_classes_is_refused(run_folder, sample_dir, monkeypatch):
     data = open_dataset(sample_dir)
-    monkeypatch.setattr("evaluate.open_run_dataset", lambda *_, **__: replace(data, class_ids=data.class_ids[:-1]))
-    with pytest.raises(UserError, match=r"trained on 10 classes, but .* has 9 others; .*--data-dir"):
-        evaluate.evaluate(run_folder)
+    for class_ids, words in ((data.class_ids[:-1], "has 9"), (("new", *data.class_ids[1:]), "has 10")):
+        monkeypatch.setattr("evaluate.open_run_dataset", lambda *_, ids=class_ids, **__: replace(data, class_ids=ids))
+        with pytest.raises(
+            UserError, match=rf"trained on 10 classes, and .* {words} that are not all the same; .*--data-dir"
+        ):
+            evaluate.evaluate(run_folder)
+
+
+def test_classes_in_another_order_are_matched_by_their_ids(run_folder, sample_dir):
+    run, data = load_run(run_folder), open_dataset(sample_dir)
+    order = [3, 1, 2, 0, *range(4, 10)]  # another wnids.txt: the labels 0 and 3 have changed places
+    ids, names = (tuple(values[i] for i in order) for values in (data.class_ids, data.class_names))
+    labels = np.array(order, np.int32)[data.val.labels]
+    other = replace(data, class_ids=ids, class_names=names, val=replace(data.val, labels=labels))
+    matched = match_classes(run, other)
+    assert (matched.class_ids, matched.class_names) == (data.class_ids, data.class_names)
+    np.testing.assert_array_equal(matched.val.labels, data.val.labels)
+
+
+@pytest.mark.parametrize("value", [np.nan, 3e38])
+def test_a_model_whose_output_is_not_finite_has_no_scores(value):
+    model = linear_model()
+    model.set_weights([np.full((SIZE * SIZE * 3, 7), value), np.zeros(7)])
+    with pytest.raises(UserError, match="the output of .* has NaN or infinite values"):
+        compute_scores(model, random_split(1), TrainConfig())
 
 
 def test_a_file_lists_the_images_to_use(sample_dir, tmp_path):
     split, names = open_dataset(sample_dir).val, tmp_path / "names.txt"
-    names.write_text("val_30.JPEG\n\n val_7.JPEG\r\nval_7.JPEG\n")
+    names.write_text("val_30.JPEG\n\n val_7.JPEG\r\nval/images/val_7.JPEG\n")
     chosen = select_images(split, names)
     assert [name.rpartition("/")[2] for name in chosen.filenames] == ["val_30.JPEG", "val_7.JPEG"]
     places = [split.filenames.index(filename) for filename in chosen.filenames]

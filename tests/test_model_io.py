@@ -1,5 +1,9 @@
 """The model of a run is opened as it was saved; what does not fit its config.json, or brings code, is refused."""
 
+import os
+import zipfile
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
@@ -32,7 +36,7 @@ def test_a_model_is_opened_as_it_was_saved_and_takes_one_image_size(run, side):
     found = load_run(run)
     assert found.model.input_shape == (None, 40, 40, 3)
     np.testing.assert_array_equal(found.model.predict_on_batch(images), model.predict_on_batch(images))
-    assert (found.config, list(found.class_names)) == (read_config(run)[0], read_config(run)[1]["class_names"])
+    assert (found.config, found.class_names) == (read_config(run)[0], read_config(run)[1].class_names)
 
 
 def test_a_full_disk_keeps_the_model_before(run):
@@ -45,7 +49,10 @@ def test_a_full_disk_keeps_the_model_before(run):
 
 def test_a_missing_or_damaged_model_and_one_that_is_not_ours_are_named(run, tmp_path):
     path, config = run / "best.keras", run / "config.json"
-    for damage in (path.read_bytes()[:1000], b""):
+    whole = path.read_bytes()
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("é", "")
+    for damage in (whole[:1000], b"", path.read_bytes().replace("é".encode(), b"\xff\xfe")):  # a name not in UTF-8
         path.write_bytes(damage)
         with pytest.raises(UserError, match="cannot load .*best.keras .*; get it, or train it, again"):
             load_run(run)
@@ -57,6 +64,46 @@ def test_a_missing_or_damaged_model_and_one_that_is_not_ours_are_named(run, tmp_
         load_run(run)
     with pytest.raises(UserError, match="nowhere is not a run"):
         load_run(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["best.keras", "weights.npz", "config.json"])
+def test_what_is_no_regular_file_is_refused(run, name):
+    path = run / name
+    for make in (os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")):
+        path.unlink(missing_ok=True) if not path.is_dir() else path.rmdir()
+        make(path)
+        with pytest.raises(UserError, match=f"^{path} is not a regular file; remove it, or restore the original file$"):
+            load_run(run)
+
+
+@pytest.mark.parametrize("name", ["best.keras", "weights.npz"])
+def test_a_small_file_that_takes_much_memory_is_refused(run, name):
+    with zipfile.ZipFile(run / name, "a", zipfile.ZIP_DEFLATED) as archive, archive.open("large.npy", "w") as file:
+        for _ in range(1000):  # 100 MB of zeros in 0.1 MB
+            file.write(bytes(10**5))
+    with pytest.raises(UserError, match=f"cannot load {run / name} .it expands to 100,.* bytes.; get it, or train"):
+        load_run(run)
+
+
+def test_weights_are_compared_with_the_model_before_they_are_read(run):
+    weights = {weight.path: np.zeros(weight.shape, "float16") for weight in load_run(run).model.weights}
+    for value in (np.zeros(2**40 // 2**30), np.zeros((), "float32"), np.zeros((4800, 10), "complex64")):
+        np.savez(run / "weights.npz", **weights | {"fc1/kernel": value})
+        with pytest.raises(UserError, match=r"weights.npz \(fc1/kernel is .*, not float \(4800, 10\)\); get it"):
+            load_run(run)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_named(run, value):
+    model = load_run(run).model
+    for form in ("keras", "npz"):
+        model.weights[1].assign(np.full(10, value))
+        if form == "keras":
+            save_model(model, read_config(run)[0])
+        else:
+            np.savez(run / "weights.npz", **{weight.path: np.array(weight) for weight in model.weights})
+        with pytest.raises(UserError, match=f".{form}: the weight fc1/bias has NaN or infinite values; get the model"):
+            load_run(run)
 
 
 def test_a_model_that_brings_code_is_refused(run):

@@ -50,6 +50,8 @@ def test_bad_files_get_a_line_each_and_good_ones_a_table_and_a_drawing(monkeypat
     """The drawing exists already, so that every name is compared with it, even one that is too long for the disk."""
     monkeypatch.chdir(run_folder.parents[2])
     output, bad, odd = tmp_path / "grid.png", tmp_path / "bad.png", tmp_path / "odd\udcff.jpg"
+    titles, draw = [], predict.prediction_grid
+    monkeypatch.setattr(predict, "prediction_grid", lambda p, m: titles.extend(i.title for i in p) or draw(p, m))
     output.write_text("old")
     bad.write_text("not an image")
     shutil.copy(PHOTO, odd)  # its name is not UTF-8
@@ -65,6 +67,7 @@ def test_bad_files_get_a_line_each_and_good_ones_a_table_and_a_drawing(monkeypat
     first, *tables, last = out.splitlines()
     assert first == "runs/vgg_16/tiny: vgg_16, 10 classes"
     assert tables[::4] == [str(PHOTO), ascii(str(odd)), str(PHOTO)]
+    assert titles == [PHOTO.name, r"'odd\udcff.jpg'", PHOTO.name]
     assert sum(" %  " in line for line in tables) == 9
     assert last == f"wrote {output}: 3 of 3 images"
     with Image.open(output) as image:

@@ -99,6 +99,6 @@ def test_the_model_that_ships_is_small_and_is_what_its_card_says():
     arguments = shlex.split(re.search(r"`python train.py (.*?)`", card)[1])
     made = replace(train.parse(arguments).config, precision=run.config.precision, config_name="default")
     assert made == replace(run.config, config_name="default")
-    last = [point for point in read_points(SHIPPED / "metrics.jsonl") if point["split"] == "validation"][-1]
+    last = [point for point in read_points(SHIPPED / "metrics.jsonl") if point.split == "validation"][-1]
     for metric, name in (("top_1", "top-1"), ("top_5", "top-5")):  # the weights have been rounded since
-        assert float(re.search(rf"([\d.]+)% {name}", card)[1]) == pytest.approx(100 * last[metric], abs=0.3)
+        assert float(re.search(rf"([\d.]+)% {name}", card)[1]) == pytest.approx(100 * getattr(last, metric), abs=0.3)

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from evaluate import evaluate
 from tiny_imagenet import ROOT
 from tiny_imagenet.errors import UserError
 from tiny_imagenet.recipes import BASE, RECIPES
+from tiny_imagenet.run_dir import Point
 from tools import report, tables
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -39,6 +41,7 @@ def run(sample_dir, tmp_path_factory) -> Path:
 def results(tmp_path, monkeypatch) -> Path:
     """A folder for results and a README, in the place of the real ones."""
     monkeypatch.setattr(tables, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(tables, "TINY_IMAGENET", (10, 200))  # the sample set's numbers
     monkeypatch.setattr(tables, "README", write(tmp_path / "README.md", marks("results") + marks("board")))
     return tmp_path / "results"
 
@@ -80,8 +83,6 @@ def test_only_a_finished_run_is_filed(run, results, sample_dir, tmp_path):
     for folder, message in ((half, "has not finished"), (tmp_path / "nowhere", "is not a run")):
         with pytest.raises(UserError, match=message):
             report.file_result(folder, "first")
-    with pytest.raises(UserError, match="missing or damaged"):
-        tables.read_points(write(tmp_path / "damaged.jsonl", '{"split": "train"}\n'))
     assert not results.exists()
 
 
@@ -117,7 +118,9 @@ def write_result(results, name, *points, **changes):
     row |= {"images": 5000, "seconds": 90, "hardware": "2 cores", "command": "python train.py", "view": "center crop"}
     write(results / name / "result.json", json.dumps(row | {"calibration_error": 0.04, "checkpoint": "best"} | changes))
     write(results / name / "metrics.jsonl", curves(*points))
-    write(results / name / "config.json", '{"data": {"train": 50}, "config": {"batch_size": 100}}')
+    data = {"fingerprint": "", "train": 200, "val": 50}
+    description = {"data": data, "config": {"batch_size": 400}, "class_ids": ["n"] * 10, "class_names": ["n"] * 10}
+    write(results / name / "config.json", json.dumps(description))
 
 
 def test_the_table_goes_from_the_least_to_the_most_accurate(results):
@@ -139,6 +142,44 @@ def test_the_table_goes_from_the_least_to_the_most_accurate(results):
     assert "is the whole image, scaled, and the checkpoint is the last one." in tables.results_table("group")
 
 
+def test_text_of_a_stranger_stays_in_its_cell(results, monkeypatch):
+    evil = "a|b\n<!-- end of results -->`rm`[x](y)\x1b[2J"
+    for number in range(2):
+        write_result(results, f"r{number}", *POINTS, hardware=evil, command=evil, remark=evil, checkpoint="last")
+    write_result(results, "x|y <b>", *POINTS, versions={evil: evil}, view=evil, made_by=evil, checkpoint="last")
+    for _ in range(2):
+        assert call(monkeypatch) == 0
+        text = tables.README.read_text()
+        assert text.count("<!-- end of results -->") == 1 and "\x1b" not in text and "<b>" not in text
+        assert text == marks("results", tables.results_table()) + marks("board", tables.board())
+        assert {len(re.findall(r"(?<!\\)\|", row)) for row in tables.results_table().splitlines()[:5]} == {6}
+
+
+DAMAGES = {"result.json": ("{}", "it has no 'single_crop_top_1'"), "config.json": ("[", "config.json is damaged: ")}
+DAMAGES |= {"metrics.jsonl": ('{"split": "train", "step": 1, "seconds": 1}', "lacks its loss or its top-1")}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_result_is_left_out_with_a_line_and_stops_no_other(results, monkeypatch, capsys, name):
+    for folder in ("good", "bad"):
+        write_result(results, folder, *POINTS)
+    content, words = DAMAGES[name]
+    write(results / "bad" / name, content)
+    assert call(monkeypatch) == 0
+    assert "[good]" in tables.README.read_text() and "[bad]" not in tables.README.read_text()
+    [line] = capsys.readouterr().out.splitlines()
+    assert line.startswith("left out of the tables: ") and words in line and str(results / "bad") in line
+
+
+def test_a_result_of_other_data_is_left_out_with_a_line(run, results, monkeypatch, capsys):
+    monkeypatch.setattr(tables, "TINY_IMAGENET", (200, 100_000))
+    assert call(monkeypatch, run, "--name", "sample") == 0
+    words = "was trained on 10 classes and 200 training images, not on Tiny ImageNet"
+    assert f"left out of the tables: {results / 'sample'} {words}" in capsys.readouterr().out
+    assert tables.results_table() == tables.board() == ""
+    assert not (results / "curves.png").exists()
+
+
 def test_the_board_has_the_minutes_to_each_level(results):
     write_result(results, "too_low", ("validation", 0.2, 60), checkpoint="last")
     write_result(results, "chosen_by_validation", *POINTS, single_crop_top_1=0.5)
@@ -149,7 +190,7 @@ def test_the_board_has_the_minutes_to_each_level(results):
     assert heading.startswith("| minutes to a top-1 of | 30 % | 40 % | 45 % | 50 % |")
     numbers = "2.0 | 2.0 | 10 |  |  |  |  | 46.0 % in 10"
     assert row == f"| [fast](results/fast) | {numbers} | 2 cores, keras 3, tensorflow 2 | 57 images/s |"
-    exactly = [{"split": "validation", "top_1": float(np.float32(0.52)), "seconds": 120}]
+    exactly = [Point("validation", 120, top_1=float(np.float32(0.52)))]
     assert (tables.minutes_to(exactly, 52), tables.minutes_to(exactly, 55)) == (2, None)
 
 
@@ -182,7 +223,7 @@ def test_the_command_files_a_group_apart_from_the_main_table(run, results, tmp_p
     tables.README.write_text(marks("results") + marks("board"))
     assert call(monkeypatch, "--group", "losses") == 0  # the README need not have marks for it
     assert "--group is '../losses'" in call(monkeypatch, run, "--group", "../losses")
-    assert "no result is filed there" in call(monkeypatch, "--group", "loses")
+    assert "no result of Tiny ImageNet is filed there" in call(monkeypatch, "--group", "loses")
     for speed in ("0", "nan"):
         assert "--machine-speed" in call(monkeypatch, run, "--machine-speed", speed)
 

@@ -21,7 +21,7 @@ import numpy as np
 from tiny_imagenet.config import TrainConfig
 from tiny_imagenet.devices import is_main_process
 from tiny_imagenet.errors import UserError
-from tiny_imagenet.file_utils import disk_errors, fsync, read_json, remove, write_atomically
+from tiny_imagenet.file_utils import check_archive, convert, disk_errors, fsync, read_json, remove, write_atomically
 from tiny_imagenet.run_dir import HAD_CHECKPOINTS, find_checkpoint, list_checkpoints, read_seconds
 from tiny_imagenet.schedules import TrainControl
 from tiny_imagenet.summaries import cut_logs, log_files
@@ -62,16 +62,6 @@ class TrainState:
     def ended_early(self, eval_interval: int) -> bool:
         """Whether the last evaluation was at the end of the run, before a whole interval was over."""
         return len(self.control.val_accs) > self.step // eval_interval
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "TrainState":
-        """The inverse of `dataclasses.asdict`; raises KeyError, TypeError or ValueError for anything else."""
-        control = values["control"]
-        control = TrainControl(float(control["lr"]), [float(a) for a in control["val_accs"]], int(control["num_cuts"]))
-        state = cls(control, int(values["step"]), float(values["best_val_acc"]), float(values["seconds"]))
-        if state.step < 0 or any(values[name] != value for name, value in asdict(state).items()):  # "62", 20.5
-            raise ValueError(f"step {values['step']!r}")
-        return state
 
 
 def variables(model: keras.Model) -> dict[str, keras.Variable]:
@@ -197,6 +187,7 @@ def _alternative_to(path: Path) -> str:
 def read_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], TrainState, dict[str, int]]:
     """The arrays, the state and the log sizes of a checkpoint; raises UserError if it is damaged."""
     try:
+        check_archive(path / "arrays.npz")
         with np.load(path / "arrays.npz", allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}  # the zip's checksums are verified here
         return arrays, *parse_state(read_json(path / "state.json"), path.name)
@@ -205,11 +196,13 @@ def read_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], TrainState, dict
 
 
 def parse_state(values: dict[str, Any], name: str) -> tuple[TrainState, dict[str, int]]:
-    """What the state.json of checkpoint `name` says; raises KeyError, TypeError, ValueError or AttributeError."""
-    state = TrainState.from_dict(values)
-    log_sizes = {str(file): int(size) for file, size in values["log_sizes"].items()}
+    """What the state.json of checkpoint `name` says; raises ValueError if that is not all of a state."""
+    state = convert(TrainState, values, "state.json")
+    log_sizes = convert(dict[str, int], values.get("log_sizes"), "log_sizes")
     if f"step_{state.step:08d}" != name or min(log_sizes.values(), default=0) < 0:
         raise ValueError(f"state.json is of step {state.step}")
+    if missing := [name for name, value in asdict(state).items() if values.get(name) != value]:
+        raise ValueError(f"state.json lacks {missing[0]!r}")
     return state, log_sizes
 
 

@@ -1,20 +1,22 @@
 """`TrainConfig`: every setting of a training run, with its default of 2017, its unit and its range."""
 
 import re
-import sys
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal
 
-from tiny_imagenet.errors import UserError, is_utf8, printable
+from tiny_imagenet.errors import UserError, printable
+from tiny_imagenet.file_utils import convert
 
 DEFAULT_DATA_DIR = "tiny-imagenet-200"  # the only folder that is downloaded automatically
 FOLDER_NAME = r"[\w][\w.-]*"  # a name of one folder: letters, digits, '_', '-' and '.'
 IMAGE_SIZE = 64  # pixels; the dataset's images are squares of this side
 MAX_INT = 2**31 - 1
+CHANGEABLE = {"config_name", "data_dir", "packed_dir", "runs_dir", "skip_bad_images", "require_gpu"}
+CHANGEABLE |= {"num_epochs", "summary_interval", "histogram_interval", "checkpoint_interval", "keep_checkpoints"}
 
 
-def setting(default: Any, low: float | None = None, high: float | None = None) -> Any:
+def setting(default: Any, low: float, high: float = MAX_INT) -> Any:
     """A dataclass field whose value (every element, for a tuple) must lie in low..high, both included."""
     return field(default=default, metadata={"low": low, "high": high})
 
@@ -80,8 +82,8 @@ class TrainConfig:
     # The model
     width: float = setting(1.0, 0.01, 8)
     """Factor on the number of units of every hidden layer (0.01 to 8)."""
-    hidden_units: tuple[int, int] = setting((4096, 2048), 1)
-    """Units of vgg_16's two hidden dense layers, before WIDTH (1 or more)."""
+    hidden_units: tuple[int, int] = setting((4096, 2048), 1, 65536)
+    """Units of vgg_16's two hidden dense layers, before WIDTH (1 to 65536)."""
     dropout_layers: int = setting(2, 0, 2)
     """How many of vgg_16's hidden dense layers, from the first, are followed by dropout (0 to 2)."""
     init_from: str = ""
@@ -131,13 +133,20 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Raises UserError for the first setting that has the wrong type, is out of range or contradicts another."""
         for item in fields(self):
-            _check(item.name, item.type, getattr(self, item.name), item.default, **item.metadata)
+            value = getattr(self, item.name)
+            if isinstance(value, str) and printable(value) != value:
+                raise UserError(f"{item.name} is {value!r}, which cannot be printed on one line; rename it")
+            numbers = [x for x in (value if isinstance(value, tuple) else [value]) if type(x) in (int, float)]
+            low, high = item.metadata.get("low"), item.metadata.get("high")
+            if item.metadata and not all(low <= number <= high for number in numbers):  # infinity and NaN fail too
+                raise UserError(f"{item.name} is {str(value)[:50]}; it must be {low} to {high}")
+            try:
+                object.__setattr__(self, item.name, convert(item.type, value, item.name))  # 1 becomes 1.0
+            except ValueError as error:
+                raise UserError(str(error)) from None
         for name in ("model_name", "config_name"):
             if not re.fullmatch(FOLDER_NAME, getattr(self, name)):
                 raise UserError(f"{name} is {getattr(self, name)!r}; use only letters, digits, '_', '-' and '.'")
-        for name in ("data_dir", "packed_dir", "runs_dir", "init_from"):
-            if not is_utf8(getattr(self, name)):
-                raise UserError(f"{name} is {printable(getattr(self, name))}, which is not UTF-8; rename the folder")
         for name in ("saturation", "random_resized_crop"):
             if getattr(self, name)[0] > getattr(self, name)[1]:
                 raise UserError(f"{name} is {getattr(self, name)}; the first number must not exceed the second")
@@ -174,34 +183,17 @@ class TrainConfig:
         return Path(self.runs_dir) / self.model_name / self.config_name
 
 
-def _check(name: str, kind: Any, value: Any, default: Any, low: float | None = None, high: float | None = None) -> None:
-    if not _is_like(value, default):
-        raise UserError(f"{name} is {value!r}, which has the wrong type; the default is {default!r}")
-    if get_origin(kind) is Literal and value not in get_args(kind):
-        raise UserError(f"{name} is {value!r}; it must be one of: {', '.join(get_args(kind))}")
-    if low is not None:
-        whole = isinstance(default, int) or get_args(kind)[:1] == (int,)
-        largest = high if high is not None else MAX_INT if whole else sys.float_info.max
-        for number in value if isinstance(value, tuple) else (value,):
-            if not low <= number <= largest:  # infinity and NaN fail too
-                raise UserError(f"{name} is {value}; it must be {low} to {largest}")
-
-
-def _is_like(value: Any, default: Any) -> bool:
-    """Whether a value has the type of a setting's default; an integer may stand for a float."""
-    if default == ():  # any number of integers
-        return isinstance(value, tuple) and all(type(number) is int for number in value)
-    if isinstance(default, tuple):
-        return isinstance(value, tuple) and len(value) == len(default) and all(map(_is_like, value, default))
-    if isinstance(default, float):
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return type(value) is type(default)
-
-
 def differences(config: TrainConfig, other: TrainConfig) -> dict[str, tuple[Any, Any]]:
     """The settings in which two configurations differ: name -> (value in config, value in other)."""
     ours, theirs = asdict(config), asdict(other)
     return {name: (ours[name], theirs[name]) for name in ours if ours[name] != theirs[name]}
+
+
+def fixed_changes(before: TrainConfig, now: TrainConfig) -> list[str]:
+    """What has changed of the settings on which a run's result depends, which cannot change when it is resumed."""
+    changes, fixed = differences(before, now), {"num_epochs"} if now.schedule != "plateau" else set()
+    shown = {name: ["none" if value in ("", ()) else value for value in pair] for name, pair in changes.items()}
+    return [f"{name} was {old}, now {new}" for name, (old, new) in shown.items() if name not in CHANGEABLE - fixed]
 
 
 def from_dict(values: dict[str, Any], source: str | Path) -> TrainConfig:
@@ -212,8 +204,8 @@ def from_dict(values: dict[str, Any], source: str | Path) -> TrainConfig:
     """
     known = [item.name for item in fields(TrainConfig)]
     if unknown := sorted(set(values) - set(known)):
-        raise UserError(f"{source}: unknown setting {', '.join(unknown)}; this version knows: {', '.join(known)}")
+        raise UserError(f"{source}: unknown setting {', '.join(unknown)[:60]}; this version knows: {', '.join(known)}")
     try:
-        return TrainConfig(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+        return TrainConfig(**values)
     except UserError as error:
         raise UserError(f"{source}: {error}") from None

@@ -75,6 +75,12 @@ def check_gpu(required: bool) -> None:
         print(f"TensorFlow trains on one of the {len(gpus)} GPUs; to use all of them, set KERAS_BACKEND=jax")
 
 
+def versions() -> dict[str, str]:
+    """The versions of everything that computes a step."""
+    packages = ["keras", "tensorflow", "numpy", *["jax", "jaxlib"] * ON_JAX]
+    return {"python": platform.python_version()} | {name: sys.modules[name].__version__ for name in packages}
+
+
 def describe_hardware() -> str:
     """CPU and cores, GPUs, how many devices and processes, and environment variables that change how sums round."""
     cpuinfo = Path("/proc/cpuinfo")

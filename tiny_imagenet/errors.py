@@ -7,6 +7,10 @@ from pathlib import Path
 class UserError(Exception):
     """Something the user can fix. The message is one line that names the file or setting and says what to do."""
 
+    def __str__(self) -> str:
+        """The message; characters that move the cursor or begin a line, which a file may bring, are escaped."""
+        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in super().__str__())
+
 
 HINTS = {
     errno.ENOSPC: "free some disk space",

@@ -1,4 +1,4 @@
-"""Files: atomic writes, locks, JSON; and what happens on the terminal meanwhile."""
+"""Files: reading what anyone may have written, atomic writes, locks; and what happens on the terminal meanwhile."""
 
 import fcntl
 import io
@@ -10,14 +10,21 @@ import shutil
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin
 
 from tqdm import tqdm
 
 from tiny_imagenet.errors import UserError, hint_for, printable
+
+MAX_BYTES = 2**28  # of a text file; the curves of a long run have a tenth of that
+NAMES = {int: "a whole number", float: "a finite number", str: "text", bool: "true or false", tuple: "a list"}
+MAX_EXPANSION = 10  # of a zip file of weights, which are random numbers: 1.1 is usual
 
 
 @contextmanager
@@ -30,19 +37,81 @@ def disk_errors(path: Path):
         raise UserError(f"{printable(os.fsdecode(name))}: {error.strerror or error}; {hint_for(error)}") from error
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
+def check_regular(path: Path) -> None:
+    """Raises UserError for a pipe or a device, which may never end, and for a folder; there may be nothing."""
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is not a regular file; remove it, or restore the original file")
+
+
+def check_archive(path: Path) -> None:
+    """Raises an exception if `path` is no zip file, or one that takes much more memory than space on the disk."""
+    check_regular(path)
+    with zipfile.ZipFile(path) as archive:
+        num_bytes = sum(member.file_size for member in archive.infolist())
+    if num_bytes > MAX_EXPANSION * path.stat().st_size + 2**20:
+        raise ValueError(f"it expands to {num_bytes:,} bytes")
+
+
+def read_file(path: Path) -> bytes:
+    """The contents of a file; raises UserError if it cannot be read, is no regular file, or is far too large."""
+    check_regular(path)
+    with disk_errors(path):
+        if path.stat().st_size > MAX_BYTES:
+            raise UserError(f"{path} is larger than {MAX_BYTES >> 20} MB; restore the original file")
+        return path.read_bytes()
+
+
+def parse_json(text: bytes, kind: Any, path: Path) -> Any:
+    """The JSON text of the file `path`, as `kind` (see `convert`); raises UserError if it is something else."""
+    try:
+        return convert(kind, json.loads(text), "it")
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged: {error}; restore the original file") from None
+
+
+def read_json(path: Path, kind: Any = dict) -> Any:
+    """What a JSON file holds, as `kind`; raises UserError if it cannot be read or is something else."""
+    return parse_json(read_file(path), kind, path)
+
+
+def convert(kind: Any, value: Any, name: str) -> Any:
+    """Checks a value of JSON, and converts it to what `kind` says.
+
+    Args:
+        kind: str, int, float, bool, Literal, `X | None`, tuple, list, dict, or a dataclass of these. A dataclass takes
+            its defaults for what is missing, and ignores what it does not know.
+        value: as `json.loads` returns it.
+        name: of the value, for the message.
 
     Raises:
-        UserError: the file cannot be read, or holds something else.
+        ValueError: the value is of another kind.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"cannot read {path} ({getattr(error, 'strerror', None) or error})") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} does not hold a JSON object; train.py did not write it")
-    return content
+    origin, kinds = get_origin(kind) or kind, get_args(kind)
+    if origin is UnionType:
+        return None if value is None else convert(kinds[0], value, name)
+    if is_dataclass(kind) and isinstance(value, dict):
+        for item in fields(kind):
+            if item.name not in value and item.default is MISSING and item.default_factory is MISSING:
+                raise ValueError(f"{name} has no {item.name!r}")
+        known = [item for item in fields(kind) if item.name in value]
+        return kind(**{item.name: convert(item.type, value[item.name], item.name) for item in known})
+    if origin in (tuple, list) and isinstance(value, list | tuple):
+        every = kinds if origin is tuple and kinds[-1] is not ... else kinds[:1] * len(value)
+        if len(every) != len(value):
+            raise ValueError(f"{name} has {len(value)} parts; it must have {len(every)}")
+        return origin(convert(*both, name) for both in zip(every, value, strict=True))
+    if origin is dict and isinstance(value, dict):
+        return {printable(key): convert(kinds[1], part, key) for key, part in value.items()} if kinds else value
+    if origin is Literal and value in kinds or kind is bool and type(value) is bool:
+        return value
+    if kind is int and type(value) is int and abs(value) < 2**63:
+        return value
+    if kind is float and type(value) in (int, float) and abs(value) <= sys.float_info.max:  # not NaN
+        return float(value)
+    if kind is str and isinstance(value, str):
+        return printable(value)
+    expected = f"one of: {', '.join(kinds)}" if origin is Literal else NAMES.get(origin, "an object")
+    raise ValueError(f"{name} is {repr(value)[:50]}; it must be {expected}")
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:

@@ -1,6 +1,5 @@
 """The trained model of a run: saving it, and opening it for use."""
 
-import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import numpy as np
 from tiny_imagenet.config import TrainConfig
 from tiny_imagenet.devices import is_main_process
 from tiny_imagenet.errors import UserError
-from tiny_imagenet.file_utils import write_atomically
+from tiny_imagenet.file_utils import check_archive, check_regular, write_atomically
 from tiny_imagenet.layers import FusedBatchNormalization, replace_batch_norm
 from tiny_imagenet.models import create_model, import_model
 from tiny_imagenet.run_dir import find_checkpoint, read_config
@@ -57,23 +56,32 @@ def load_run(folder: str | Path) -> Run:
         raise UserError(
             f"{path} does not exist: the run has not been evaluated yet; continue it with train.py --resume"
         )
+    check_regular(path)
+    classes = len(description.class_ids)
     try:
-        if not zipfile.is_zipfile(path):
-            raise ValueError(f"not a {path.suffix} file")
+        check_archive(path)
         if path == rounded:
-            model = _load_rounded(path, config, len(description["class_ids"]))
+            model = _load_rounded(path, config, classes)
         else:
             model = replace_batch_norm(keras.saving.load_model(path, compile=False), FusedBatchNormalization)
         shapes = tuple(model.input_shape), tuple(model.output_shape)
     except Exception as error:  # Keras raises many kinds for a damaged file
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"cannot load {path} ({reason}); get it, or train it, again") from None
-    size, classes = config.crop_size, len(description["class_ids"])
+    size = config.crop_size
     fits = len(shapes[0]) == 4 and set(shapes[0][1:3]) <= {size, None} and shapes[0][3] == 3
-    if not fits or shapes[1] != (None, classes) or len(description["class_names"]) != classes:
+    if not fits or shapes[1] != (None, classes) or len(description.class_names) != classes:
         expected = f"(None, {size}, {size}, 3) to (None, {classes})"
         raise UserError(f"{path} maps {shapes[0]} to {shapes[1]}, but config.json describes {expected}; get both again")
-    return Run(folder, config, tuple(description["class_ids"]), tuple(description["class_names"]), model)
+    for weight in model.weights:
+        check_finite(f"{path}: the weight {weight.path}", keras.ops.convert_to_numpy(weight))
+    return Run(folder, config, description.class_ids, description.class_names, model)
+
+
+def check_finite(what: str, values: np.ndarray) -> None:
+    """Raises UserError if weights, or what a model computes, are NaN or infinite."""
+    if not np.isfinite(values).all():
+        raise UserError(f"{what} has NaN or infinite values; get the model, or train it, again")
 
 
 def _load_rounded(path: Path, config: TrainConfig, num_classes: int) -> keras.Model:
@@ -81,6 +89,11 @@ def _load_rounded(path: Path, config: TrainConfig, num_classes: int) -> keras.Mo
     model = create_model(replace(config, image_sizes=()), num_classes)
     with np.load(path, allow_pickle=False) as arrays:
         for weight in model.weights:
+            with arrays.zip.open(f"{weight.path}.npy") as file:  # the header: nothing is read before it fits
+                np.lib.format.read_magic(file)
+                shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+            if shape != tuple(weight.shape) or dtype.kind != "f":
+                raise ValueError(f"{weight.path} is {dtype} {shape}, not float {tuple(weight.shape)}")
             weight.assign(arrays[weight.path].astype(weight.dtype))
     return model
 

@@ -66,7 +66,7 @@ def prediction_grid(predictions: Sequence[Prediction], method: str) -> Figure:
         _draw_bars(right, prediction)
     text = f"Map ({method.replace('_', ' ')}): {EXPLANATIONS[method]}; the brighter, the more."
     figure.supxlabel(textwrap.fill(text, 116 * columns), x=0.01, ha="left", fontsize=8)
-    return _plain_text(figure)
+    return plain_text(figure)
 
 
 def _draw_map(axis, prediction: Prediction, alone: bool) -> None:
@@ -91,7 +91,7 @@ def _draw_bars(axis, prediction: Prediction) -> None:
     axis.set(xlim=(0, 1), ylim=(max(count, 5) - 0.5, -0.5))
 
 
-def _plain_text(figure: Figure) -> Figure:
+def plain_text(figure: Figure) -> Figure:
     r"""Turns formulas off: the names of files and classes come from others, and `$\foo$` would be an error."""
     for text in figure.findobj(Text):
         text.set_parse_math(False)
@@ -138,7 +138,7 @@ def filter_figure(tiles: np.ndarray, title: str, columns: int = 8) -> Figure:
     figure.suptitle(textwrap.fill(title, 76), x=0.01, ha="left", fontsize=10)
     note = "Mid-gray: no influence. Each tile is scaled by its own largest absolute value."
     figure.supxlabel(note, x=0.01, ha="left", fontsize=8)
-    return _plain_text(figure)
+    return plain_text(figure)
 
 
 def image_sheet(images: Sequence[np.ndarray], titles: Sequence[str], columns: int = 5) -> Figure:
@@ -151,7 +151,7 @@ def image_sheet(images: Sequence[np.ndarray], titles: Sequence[str], columns: in
     for axis, image, title in zip(axes[: len(images)], images, titles, strict=True):
         axis.imshow(image, interpolation="nearest")
         axis.set_title(textwrap.fill(title, 26), loc="left", fontsize=8)
-    return _plain_text(figure)
+    return plain_text(figure)
 
 
 def class_accuracy_figure(accuracies: np.ndarray, class_names: Sequence[str], most: int = 20) -> Figure:
@@ -188,7 +188,7 @@ def bar_figure(names: Sequence[str], values: Sequence[float], title: str, unit: 
     axis.set_xlabel(unit, fontsize=9)
     figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     axis.spines[["top", "right"]].set_visible(False)
-    return _plain_text(figure)
+    return plain_text(figure)
 
 
 # All 10,000 validation images of Tiny ImageNet: model -> (training, then top-1 and top-5 in % with a single crop, top-1

@@ -13,40 +13,51 @@ Everything is first written under another name, forced to the disk and then rena
 previous version.
 """
 
-import importlib
 import json
-import platform
 import re
-import shutil
 import sys
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import keras
 
 from tiny_imagenet import ROOT
-from tiny_imagenet.config import TrainConfig, differences, from_dict
+from tiny_imagenet.config import TrainConfig, fixed_changes, from_dict
 from tiny_imagenet.dataset import Dataset
-from tiny_imagenet.devices import describe_hardware, is_main_process, main_process_first
-from tiny_imagenet.errors import UserError, printable
-from tiny_imagenet.file_utils import folder_lock, read_json, remove, write_text
+from tiny_imagenet.devices import describe_hardware, is_main_process, main_process_first, versions
+from tiny_imagenet.errors import UserError
+from tiny_imagenet.file_utils import disk_errors, folder_lock, parse_json, read_file, read_json, remove, write_text
 
-CHANGEABLE = {
-    "config_name",  # the folder may have been renamed
-    "data_dir",  # the data's fingerprint counts, not its place
-    "packed_dir",
-    "runs_dir",
-    "skip_bad_images",
-    "require_gpu",
-    "num_epochs",  # with the plateau schedule
-    "summary_interval",
-    "histogram_interval",
-    "checkpoint_interval",
-    "keep_checkpoints",
-}
-"""The settings that may change when a run is resumed: none affects what a step computes."""
+
+@dataclass(frozen=True)
+class DataSummary:
+    """The data of a run: their fingerprint, and how many training and validation images there are."""
+
+    fingerprint: str
+    train: int
+    val: int
+
+
+@dataclass(frozen=True)
+class Description:
+    """What config.json holds."""
+
+    config: dict
+    class_ids: tuple[str, ...]
+    class_names: tuple[str, ...]
+    data: DataSummary
+    backend: str = "tensorflow"
+    versions: dict[str, str] = field(default_factory=dict)  # with which the run began
+    hardware: str = "unknown"
+    resumed: tuple[str, ...] = ()  # what had changed whenever the run was resumed
+
+
+SOURCES = sorted([*ROOT.glob("*.py"), *ROOT.glob("tiny_imagenet/*.py")])
+NO_STEP = {"cli", "download", "filters", "messages", "plots", "saliency", "summaries"}
+NO_STEP |= {"errors", "file_utils", "run_dir"}
+"""Modules of tiny_imagenet/ on which no step depends."""
 
 HAD_CHECKPOINTS = "saved"  # an empty file in checkpoints/ that tells a run without checkpoints from one that lost them
 THEN = "; then "  # between the machines of a run that was resumed on another one
@@ -75,18 +86,28 @@ def run_folder(config: TrainConfig, data: Dataset, resume: bool):
         yield folder
 
 
-def create_run(config: TrainConfig, data: Dataset) -> Path:
-    """Creates the folder of a new run; raises UserError if a run of that name exists."""
+def check_new(config: TrainConfig) -> None:
+    """Raises UserError if a run of that name exists, or something in its folder that no run creates."""
     folder = config.run_dir
+    if not is_main_process():  # the main process may have created it
+        return
     if (folder / "config.json").exists():
         raise UserError(f"{folder} already exists; add --resume, or give this run another --config-name")
-    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     if list_checkpoints(folder) or any(folder.glob("*.keras")):
         raise UserError(f"{folder} holds a run without its config.json; give this run another --config-name")
-    for path in _sources():
+    _check_files(folder)
+
+
+def create_run(config: TrainConfig, data: Dataset) -> Path:
+    """Creates the folder of a new run; raises UserError as `check_new`."""
+    check_new(config)
+    folder = config.run_dir
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    for path in SOURCES:
         copy = folder / "source" / path.relative_to(ROOT)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(path, copy)
+        with disk_errors(copy):
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(path.read_bytes())
     write_config(config, data)  # last: it marks the folder as complete
     return folder
 
@@ -99,48 +120,48 @@ def check_resumable(config: TrainConfig, data: Dataset) -> None:
     """
     folder = config.run_dir
     before, description = read_config(folder)
-    fixed = {"num_epochs"} if config.schedule != "plateau" else set()
-    changes = differences(before, config).items()
-    refused = [f"{name} was {old}, now {new}" for name, (old, new) in changes if name not in CHANGEABLE - fixed]
-    if description["data"].get("fingerprint") != data.fingerprint:
+    _check_files(folder)
+    refused = fixed_changes(before, config)
+    if description.data.fingerprint != data.fingerprint:
         refused.append(f"the images or labels in {config.data_dir} are not those the run was trained on")
-    if description.get("backend") != keras.backend.backend():
-        refused.append(f"KERAS_BACKEND was {description.get('backend')}, now {keras.backend.backend()}")
+    if description.backend != keras.backend.backend():
+        refused.append(f"KERAS_BACKEND was {description.backend}, now {keras.backend.backend()}")
     if refused:
-        raise UserError(f"cannot resume {folder}: {'; '.join(refused)}; start a new run with another --config-name")
+        advice = "start a new run with another --config-name"
+        advice += f", from this run's parameters with --init-from {folder}" * (folder / before.model_file).exists()
+        raise UserError(f"cannot resume {folder}: {'; '.join(refused)}; {advice}")
     had_checkpoints = (folder / "checkpoints" / HAD_CHECKPOINTS).exists()
     if not (folder / "checkpoints").is_dir() or (had_checkpoints and not list_checkpoints(folder)):
         raise UserError(f"the checkpoints of {folder} are gone; start a new run with another --config-name")
-    if links := [path for path in folder.rglob("*") if path.is_symlink()]:
-        raise UserError(f"{links[0]} is a symbolic link, which no run creates; replace it with the file, or remove it")
-    if changes := _environment_changes(folder, description):
+    if changes := _environment_changes(config, description):
         print(f"warning: {folder} is resumed in another environment, so not bit for bit: {changes}", file=sys.stderr)
     for unfinished in folder.rglob(".writing-*"):
         remove(unfinished)
 
 
-def _environment_changes(folder: Path, description: dict[str, Any]) -> str:
-    """How sources, versions and hardware differ from those with which the run began."""
-    versions_before, now = description.get("versions"), versions()
-    before = versions_before if isinstance(versions_before, dict) else now
-    changes = [
-        f"{name} was {before[name]}, now {now[name]}" for name in now if before.get(name, now[name]) != now[name]
-    ]
-    hardware = str(description.get("hardware", "unknown")).split(THEN)[0]
+def _check_files(folder: Path) -> None:
+    """Raises UserError for what no run creates: links lead out of the folder, pipes and devices never end."""
+    for path in folder.rglob("*"):
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise UserError(f"{path} is a link, a pipe or a device, which no run creates; remove it")
+
+
+def _environment_changes(config: TrainConfig, description: Description) -> str:
+    """How versions, hardware and what computes a step differ from those with which the run began."""
+    before, now = description.versions, versions()
+    differ = [name for name in now if before.get(name) not in (None, now[name])]
+    changes = [f"{name} was {before[name]}, now {now[name]}" for name in differ]
+    hardware = description.hardware.split(THEN)[0]
     if hardware != describe_hardware():
         changes.append(f"the hardware was {hardware}, now {describe_hardware()}")
-    copies = {path: folder / "source" / path.relative_to(ROOT) for path in _sources()}
-    changed = [p.name for p, copy in copies.items() if not copy.exists() or copy.read_bytes() != p.read_bytes()]
+    model = (ROOT / f"{config.model_name}.py").read_text(encoding="utf-8")
+    used = {"train", "input_pipe", "losses", "metrics", config.model_name, *re.findall(r"^from (\w+)", model, re.M)}
+    used = [path for path in SOURCES if (path.stem in used if path.parent == ROOT else path.stem not in NO_STEP)]
+    copies = {path: config.run_dir / "source" / path.relative_to(ROOT) for path in used}
+    changed = [p.name for p, copy in copies.items() if not copy.is_file() or copy.read_bytes() != p.read_bytes()]
     if changed:
         changes.append(f"sources changed: {', '.join(changed)}")
     return "; ".join(changes)
-
-
-def _sources() -> list[Path]:
-    return sorted([*ROOT.glob("*.py"), *ROOT.glob("tiny_imagenet/*.py")])
-
-
-# checkpoints/ (checkpoint.py has their contents)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -160,42 +181,29 @@ def find_checkpoint(folder: Path, name: str | None) -> Path | None:
     return found[name]
 
 
-# config.json
-
-
-def versions() -> dict[str, str]:
-    """The versions of everything that computes a step."""
-    packages = ["keras", "tensorflow", "numpy", *(["jax", "jaxlib"] if keras.backend.backend() == "jax" else [])]
-    return {"python": platform.python_version()} | {
-        name: importlib.import_module(name).__version__ for name in packages
-    }
-
-
 def write_config(config: TrainConfig, data: Dataset) -> None:
     """Writes config.json; for a resumed run it adds the machine and what else changed."""
     if not is_main_process():
         return
     path = config.run_dir / "config.json"
-    description = {
-        "config": asdict(config),
-        "class_ids": list(data.class_ids),
-        "class_names": list(data.class_names),
-        "data": {"fingerprint": data.fingerprint, "train": len(data.train.labels), "val": len(data.val.labels)},
-        "backend": keras.backend.backend(),
-        "versions": versions(),
-        "hardware": describe_hardware(),
-    }
+    summary = DataSummary(data.fingerprint, len(data.train.labels), len(data.val.labels))
+    backend, hardware = keras.backend.backend(), describe_hardware()
+    now = Description(asdict(config), data.class_ids, data.class_names, summary, backend, versions(), hardware)
     if path.exists():
-        before = read_json(path)
-        description["versions"] = before.get("versions", description["versions"])
-        machines = str(before.get("hardware", "unknown")).split(THEN)
-        description["hardware"] = THEN.join(dict.fromkeys([*machines, description["hardware"]]))
-        changes = {_environment_changes(config.run_dir, before): None}
-        description["resumed"] = [line for line in dict.fromkeys(before.get("resumed", [])) | changes if line]
-    write_text(path, json.dumps(description, indent=2, ensure_ascii=False) + "\n")
+        _, before = read_config(config.run_dir)
+        machines = dict.fromkeys([*before.hardware.split(THEN), hardware])
+        changes = _environment_changes(config, before)
+        resumed = tuple(line for line in dict.fromkeys([*before.resumed, changes]) if line)
+        now = replace(now, versions=before.versions or now.versions, hardware=THEN.join(machines), resumed=resumed)
+    write_text(path, config_text(now))
 
 
-def read_config(folder: Path) -> tuple[TrainConfig, dict[str, Any]]:
+def config_text(description: Description) -> str:
+    """The text of a config.json."""
+    return json.dumps(asdict(description), indent=2, ensure_ascii=False) + "\n"
+
+
+def read_config(folder: Path) -> tuple[TrainConfig, Description]:
     """The settings of the run in `folder`, and all of its config.json.
 
     Raises:
@@ -204,39 +212,36 @@ def read_config(folder: Path) -> tuple[TrainConfig, dict[str, Any]]:
     path = folder / "config.json"
     if not path.exists():
         raise UserError(f"{folder} is not a run (no config.json); train one with train.py")
-    description = read_json(path)
-    for key, kind in (("config", dict), ("class_ids", list), ("class_names", list), ("data", dict)):
-        if not isinstance(description.get(key), kind):
-            raise UserError(f"{path} has no {key!r}; train.py did not write it")
-    for key in ("class_ids", "class_names"):
-        description[key] = [printable(str(name)) for name in description[key]]
-    return from_dict(description["config"], path), description
+    description = read_json(path, Description)
+    return from_dict(description.config, path), description
 
 
-# metrics.jsonl
+@dataclass(frozen=True)
+class Point:
+    """A line of metrics.jsonl: a point of the curves, or the end of the run, which has no metrics."""
+
+    split: Literal["train", "validation", "end"]
+    seconds: float  # how long the run had trained, over all resumes
+    step: int = 0
+    data_loss: float | None = None
+    top_1: float | None = None
+    top_5: float | None = None
 
 
-def _last_line(folder: Path) -> tuple[str, float]:
-    """The last point of a run's curves, or "end" once the run has finished; and the seconds of training until then."""
+def _last_point(folder: Path) -> Point:
     path = folder / "metrics.jsonl"
-    try:
-        *_, line = path.read_text(encoding="utf-8").splitlines() or ['{"split": "start", "seconds": 0}']
-        point = json.loads(line)
-        return str(point["split"]), float(point["seconds"])
-    except FileNotFoundError:
-        return "start", 0.0
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{path} is damaged ({error!r}); restore the run's own file") from None
+    *_, line = (read_file(path) if path.exists() else b"").splitlines() or [b'{"split": "train", "seconds": 0}']
+    return parse_json(line, Point, path)
 
 
 def read_seconds(folder: Path) -> float:
     """How long a run has trained so far, in seconds, over all resumes."""
-    return _last_line(folder)[1]
+    return _last_point(folder).seconds
 
 
 def has_ended(folder: Path) -> bool:
     """Whether a run has finished; False if there is none."""
-    return _last_line(folder)[0] == "end"
+    return _last_point(folder).split == "end"
 
 
 def check_ended(folder: Path) -> None:

@@ -105,5 +105,6 @@ def count_steps(config: TrainConfig, data: Dataset) -> int:
     if len(config.image_sizes) > total_steps:
         raise UserError(f"there are {len(config.image_sizes)} image_sizes for {total_steps} steps; use fewer")
     if config.eval_interval > total_steps:
-        raise UserError(f"eval_interval is {config.eval_interval}, but the run has only {total_steps} steps; lower it")
+        what = f"eval_interval is {config.eval_interval}, but the run has only {total_steps} steps"
+        raise UserError(f"{what}; raise --num-epochs or, in a new run, lower --eval-interval")
     return total_steps

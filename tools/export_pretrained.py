@@ -9,7 +9,7 @@ import tiny_imagenet  # noqa: F401  first: it loads TensorFlow quietly
 # isort: split
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -83,14 +83,14 @@ def export(run: Path, data_dir: str | None = None, images: Path | None = None, n
     """
     config, description = read_config(run)
     check_ended(run)
-    if (classes := len(description["class_ids"])) != NUM_CLASSES:
+    if (classes := len(description.class_ids)) != NUM_CLASSES:
         raise UserError(f"{run} has {classes} classes, not Tiny ImageNet's {NUM_CLASSES}; choose another run")
     arrays = round_weights(load_run(run).model)
-    description["config"]["precision"] = "float32"  # which every machine supports
+    shipped = replace(config, precision="float32")  # which every machine supports
     folder = PRETRAINED / config.model_name
     with TemporaryDirectory() as temporary:
         made = Path(temporary)
-        (made / "config.json").write_text(portable_config(description), encoding="utf-8")
+        (made / "config.json").write_text(portable_config(shipped, description), encoding="utf-8")
         np.savez_compressed(made / ROUNDED_WEIGHTS, **arrays)
         shutil.copyfile(run / "metrics.jsonl", made / "metrics.jsonl")
         row = evaluate(made, data_dir or config.data_dir, images)
@@ -98,15 +98,15 @@ def export(run: Path, data_dir: str | None = None, images: Path | None = None, n
             **row,
             classes=classes,
             place=folder.relative_to(ROOT),
-            train=description["data"]["train"],
-            command=train_command(config, description.get("backend", "tensorflow")),
+            train=description.data.train,
+            command=train_command(config, description.backend),
             minutes=row["seconds"] / 60,
-            hardware=description["hardware"],
+            hardware=description.hardware,
             selection=SELECTED if config.schedule == "plateau" else NOT_SELECTED,
             note=f" {note}" * bool(note),
             view=view(config),
             megabytes=(made / ROUNDED_WEIGHTS).stat().st_size / 1e6,
-            versions=", ".join(f"{name} {version}" for name, version in description["versions"].items()),
+            versions=", ".join(f"{name} {version}" for name, version in description.versions.items()),
             chosen=f" --images {images}" if images else "",
         )
         (made / "README.md").write_text(card, encoding="utf-8")

@@ -14,7 +14,7 @@ import math
 import os
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -27,9 +27,9 @@ from tiny_imagenet.config import FOLDER_NAME, TrainConfig, differences
 from tiny_imagenet.errors import UserError
 from tiny_imagenet.file_utils import folder_lock, write_atomically, write_text
 from tiny_imagenet.recipes import RECIPES
-from tiny_imagenet.run_dir import check_ended, read_config
+from tiny_imagenet.run_dir import Description, check_ended, config_text, read_config
 from tools import tables
-from tools.tables import board, draw_comparison, draw_curves, read_points, read_results, results_table, update_readme
+from tools.tables import board, draw_comparison, draw_curves, read_points, results_table, update_readme
 
 PLACES = ("config_name", "data_dir", "packed_dir", "runs_dir")  # settings that say where a run is, not how it trains
 
@@ -54,13 +54,14 @@ def file_result(run: Path, name: str, data_dir: str | None = None, images: Path 
     check_ended(run)
     row = evaluate(run, data_dir, images)
     del row["run"]
-    row["command"] = train_command(config, description.get("backend", "tensorflow"))
+    row["command"] = train_command(config, description.backend)
     row |= {"n": 1, "view": view(config), "checkpoint": config.model_file.removesuffix(".keras")}
-    row |= {key: description[key] for key in ("hardware", "backend", "versions", "resumed") if description.get(key)}
+    evidence = {key: getattr(description, key) for key in ("hardware", "backend", "versions", "resumed")}
+    row |= {key: value for key, value in evidence.items() if value}
     folder, curves = tables.RESULTS / name, draw_curves(read_points(run / "metrics.jsonl"), name)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "metrics.jsonl", lambda path: shutil.copyfile(run / "metrics.jsonl", path))
-    write_text(folder / "config.json", portable_config(description))
+    write_text(folder / "config.json", portable_config(config, description))
     write_atomically(folder / "curves.png", curves.savefig)
     write_text(folder / "result.json", json.dumps(row | remarks, indent=2) + "\n")  # last: it completes the result
     return folder
@@ -71,10 +72,10 @@ def view(config: TrainConfig) -> str:
     return "whole image, scaled" if config.scales_images else "center crop"
 
 
-def portable_config(description: dict) -> str:
+def portable_config(config: TrainConfig, description: Description) -> str:
     """The text of a config.json without the folders of the machine on which the run was trained."""
-    settings = {name: _portable(name, value) for name, value in description["config"].items() if name not in PLACES}
-    return json.dumps(description | {"config": settings}, indent=2, ensure_ascii=False) + "\n"
+    settings = {name: _portable(name, value) for name, value in asdict(config).items() if name not in PLACES}
+    return config_text(replace(description, config=settings))
 
 
 def _portable(name: str, value):
@@ -106,21 +107,23 @@ def train_words(config: TrainConfig) -> list[str]:
 
 
 def write_tables(group: str | None = None) -> None:
-    """Updates the README's tables, results/curves.png and, of a group, README.md and curves.png.
+    """Updates the README's tables, results/curves.png and, of a group, README.md and curves.png; says what is left out.
 
     Raises:
         UserError: nothing is filed in that group, or the README lacks the marks.
     """
+    for folder in {tables.RESULTS, tables.RESULTS / (group or "")}:
+        tables.read_results(folder, print_skipped=True)
     if group:
         table = results_table(group)
         if not table:
-            raise UserError(f"--group {group}: no result is filed there; name the runs to file")
+            raise UserError(f"--group {group}: no result of Tiny ImageNet is filed there; name the runs to file")
         text = f"# {group}\n\n{table.replace(f'(results/{group}/', '(')}\n![curves](curves.png)\n"
         write_text(tables.RESULTS / group / "README.md", text)
         if f"end of {group}" in tables.README.read_text(encoding="utf-8"):
             update_readme(group, table, f"tools/report.py --group {group}")
     for folder in {tables.RESULTS, tables.RESULTS / (group or "")}:
-        if results := read_results(folder):
+        if results := tables.read_results(folder):
             figure = draw_comparison(results, by_minutes=folder == tables.RESULTS)
             write_atomically(folder / "curves.png", figure.savefig)
     update_readme("results", results_table())
