@@ -23,9 +23,9 @@ from tiny_imagenet.cli import command
 from tiny_imagenet.config import TrainConfig
 from tiny_imagenet.dataset import Dataset, Split, open_run_dataset
 from tiny_imagenet.errors import UserError, printable
-from tiny_imagenet.file_utils import progress_bar
 from tiny_imagenet.model_io import Run, check_finite, load_run
 from tiny_imagenet.run_dir import read_config, read_seconds
+from tiny_imagenet.terminal import progress_bar
 
 BATCH_SIZE = 100  # images; ten times as many crops
 

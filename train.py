@@ -25,9 +25,8 @@ from tiny_imagenet.callbacks import StepCallback, StopSignals, UnreadLogs, runni
 from tiny_imagenet.checkpoint import CheckpointManager
 from tiny_imagenet.cli import command, ignore_write_errors
 from tiny_imagenet.config import TrainConfig
-from tiny_imagenet.dataset import Dataset, open_dataset
+from tiny_imagenet.dataset import Dataset, open_run_dataset
 from tiny_imagenet.errors import UserError
-from tiny_imagenet.file_utils import progress_bar
 from tiny_imagenet.messages import RunLog, describe_recipes
 from tiny_imagenet.model_io import read_initial_weights, save_model
 from tiny_imagenet.models import create_model, import_model, initialize_from, resolve_precision
@@ -36,6 +35,7 @@ from tiny_imagenet.recipes import BASE, RECIPES
 from tiny_imagenet.run_dir import check_new, read_config, run_folder, write_config
 from tiny_imagenet.schedules import FixedLengthSchedule, TrainControl, count_steps, eval_image_size, image_size
 from tiny_imagenet.summaries import HISTOGRAM_IMAGES, HistogramSource, Summaries
+from tiny_imagenet.terminal import progress_bar
 
 __all__ = ["TrainConfig", "TrainControl", "main", "train"]
 
@@ -64,13 +64,7 @@ def train(
     check_settings(config, resuming)
 
     # Data: packed once, then a batch is a function of (seed, step)
-    data = open_dataset(
-        config.data_dir,
-        skip_bad_images=config.skip_bad_images,
-        packed_dir=config.packed_dir,
-        holdout=config.holdout,
-        seed=config.seed,
-    )
+    data = open_run_dataset(config, config.data_dir, config.packed_dir)
     config = resolve_precision(config, len(data.class_ids))
     total_steps = count_steps(config, data)
     images, labels = next(train_batches(data.train, config, shard=devices.shard()).take(1).as_numpy_iterator())

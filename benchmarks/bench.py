@@ -35,7 +35,8 @@ from tiny_imagenet.config import DEFAULT_DATA_DIR
 from tiny_imagenet.dataset import open_dataset
 from tiny_imagenet.devices import describe_hardware, gpu_names
 from tiny_imagenet.errors import UserError
-from tiny_imagenet.file_utils import read_json, write_text
+from tiny_imagenet.file_utils import write_text
+from tiny_imagenet.readers import read_json
 from tiny_imagenet.run_dir import versions
 from tools.tables import update_readme
 

@@ -12,7 +12,7 @@ import tensorflow as tf
 from helpers import assert_one_line_error, quick_config
 
 import train
-from tiny_imagenet import ROOT, cli, file_utils
+from tiny_imagenet import ROOT, cli, terminal
 from tiny_imagenet.cli import command
 from tiny_imagenet.dataset import open_dataset
 from tiny_imagenet.errors import UserError
@@ -136,8 +136,8 @@ class Terminal(io.StringIO):
 def test_progress_is_a_bar_on_a_terminal_and_else_a_line_a_minute(monkeypatch, stream, shown):
     times = iter((0, 59, 61, 61, 90))
     monkeypatch.setattr(sys, "stderr", stream)
-    monkeypatch.setattr(file_utils.time, "monotonic", lambda: next(times))
-    with file_utils.progress_bar(4, "packing") as bar:
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: next(times))
+    with terminal.progress_bar(4, "packing") as bar:
         for count in (1, 2, 1):
             bar.update(count)
     assert shown in stream.getvalue()
@@ -173,7 +173,7 @@ def test_ctrl_c_before_the_first_step_ends_with_130_even_if_a_library_swallows_i
         return open_dataset(sample_dir)
 
     monkeypatch.setattr(cli, "_interrupts", [])
-    monkeypatch.setattr(train, "open_dataset", open_interrupted)
+    monkeypatch.setattr(train, "open_run_dataset", open_interrupted)
     monkeypatch.setattr(train, "parse", lambda: train.Arguments(config=quick_config(sample_dir, tmp_path)))
     handler = signal.getsignal(signal.SIGINT)
     try:

@@ -41,7 +41,7 @@ if is_script and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's errors only; 0 shows everything
 
-from tiny_imagenet.file_utils import quiet_stderr
+from tiny_imagenet.terminal import quiet_stderr
 
 with quiet_stderr():  # TensorFlow prints a dozen notes on every start
     import tensorflow as tf

@@ -21,7 +21,8 @@ import numpy as np
 from tiny_imagenet.config import TrainConfig
 from tiny_imagenet.devices import is_main_process
 from tiny_imagenet.errors import UserError
-from tiny_imagenet.file_utils import check_archive, convert, disk_errors, fsync, read_json, remove, write_atomically
+from tiny_imagenet.file_utils import disk_errors, fsync, remove, write_atomically
+from tiny_imagenet.readers import check_archive, convert, read_json
 from tiny_imagenet.run_dir import HAD_CHECKPOINTS, find_checkpoint, list_checkpoints, read_seconds
 from tiny_imagenet.schedules import TrainControl
 from tiny_imagenet.summaries import cut_logs, log_files

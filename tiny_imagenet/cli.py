@@ -11,7 +11,7 @@ from contextlib import suppress
 
 from tiny_imagenet import BACKENDS
 from tiny_imagenet.errors import UserError, hint_for, printable
-from tiny_imagenet.file_utils import lossy_stream
+from tiny_imagenet.terminal import lossy_stream
 
 _interrupts: list[int] = []  # Ctrl-C since the command began
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tiny_imagenet.errors import UserError, printable
-from tiny_imagenet.file_utils import convert
+from tiny_imagenet.readers import convert
 
 DEFAULT_DATA_DIR = "tiny-imagenet-200"  # the only folder that is downloaded automatically
 FOLDER_NAME = r"[\w][\w.-]*"  # a name of one folder: letters, digits, '_', '-' and '.'

@@ -10,24 +10,28 @@ def batch_norm(name: str, **options) -> layers.Layer:
     return FusedBatchNormalization(momentum=0.9, epsilon=1e-5, name=name, **options)
 
 
-def replace_batch_norm(model: keras.Model, kind: type[layers.BatchNormalization], images=None) -> keras.Model:
-    """The same model with another kind of batch normalization; it shares all other layers with the original.
+def has_batch_norm(model: keras.Model) -> bool:
+    """Whether a model has a layer of batch normalization."""
+    return any(isinstance(layer, layers.BatchNormalization) for layer in model.layers)
+
+
+def copy_model(model: keras.Model, kind: type[layers.BatchNormalization], images=None, **changes) -> keras.Model:
+    """Copies a functional model and its weights.
 
     Args:
-        model: a functional model.
-        kind: FusedBatchNormalization, or Keras's own, which can be opened without this repository.
+        model: the model.
+        kind: of its batch normalization: FusedBatchNormalization, or Keras's own, which Keras opens anywhere.
         images: its input tensor; None: like the original's.
+        changes: to the configuration of every layer.
     """
 
-    def replace(layer):
-        if not isinstance(layer, layers.BatchNormalization):
-            return layer
-        replaced = kind.from_config(layer.get_config())
-        replaced.build(layer.input.shape)
-        replaced.set_weights(layer.get_weights())
-        return replaced
+    def copy_layer(layer):
+        kind_of_layer = kind if isinstance(layer, layers.BatchNormalization) else type(layer)
+        return kind_of_layer.from_config(layer.get_config() | changes)
 
-    return keras.models.clone_model(model, input_tensors=images, clone_function=replace)
+    copy = keras.models.clone_model(model, input_tensors=images, clone_function=copy_layer)
+    copy.set_weights(model.get_weights())
+    return copy
 
 
 class FusedBatchNormalization(layers.BatchNormalization):

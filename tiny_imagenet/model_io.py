@@ -9,9 +9,10 @@ import numpy as np
 from tiny_imagenet.config import TrainConfig
 from tiny_imagenet.devices import is_main_process
 from tiny_imagenet.errors import UserError
-from tiny_imagenet.file_utils import check_archive, check_regular, write_atomically
-from tiny_imagenet.layers import FusedBatchNormalization, replace_batch_norm
+from tiny_imagenet.file_utils import write_atomically
+from tiny_imagenet.layers import FusedBatchNormalization, copy_model, has_batch_norm
 from tiny_imagenet.models import create_model, import_model
+from tiny_imagenet.readers import check_archive, check_regular
 from tiny_imagenet.run_dir import find_checkpoint, read_config
 
 ROUNDED_WEIGHTS = "weights.npz"  # of a model that ships (tools/export_pretrained.py), instead of its .keras file
@@ -37,7 +38,10 @@ def save_model(model: keras.Model, config: TrainConfig) -> None:
         return
     kept = keras.Model(model.inputs[0], model.outputs[0], name=model.name)  # without the optimizer
     images = keras.Input((config.crop_size, config.crop_size, 3), dtype="uint8", name="images")
-    kept = replace_batch_norm(kept, keras.layers.BatchNormalization, images)
+    if has_batch_norm(kept):
+        kept = copy_model(kept, keras.layers.BatchNormalization, images)
+    elif None in kept.input_shape[1:]:
+        kept = keras.models.clone_model(kept, input_tensors=images, clone_function=lambda layer: layer)
     write_atomically(config.run_dir / config.model_file, kept.save)
 
 
@@ -63,7 +67,8 @@ def load_run(folder: str | Path) -> Run:
         if path == rounded:
             model = _load_rounded(path, config, classes)
         else:
-            model = replace_batch_norm(keras.saving.load_model(path, compile=False), FusedBatchNormalization)
+            model = keras.saving.load_model(path, compile=False)
+            model = copy_model(model, FusedBatchNormalization) if has_batch_norm(model) else model
         shapes = tuple(model.input_shape), tuple(model.output_shape)
     except Exception as error:  # Keras raises many kinds for a damaged file
         reason = str(error).strip().split("\n")[0]

@@ -20,9 +20,10 @@ import tensorflow as tf
 
 from tiny_imagenet.config import IMAGE_SIZE
 from tiny_imagenet.errors import UserError, printable
-from tiny_imagenet.file_utils import fsync, progress_bar, quiet_stderr, temporary_folder, write_text
+from tiny_imagenet.file_utils import fsync, temporary_folder, write_text
 from tiny_imagenet.image_folder import Files, ImageList, check_labels, read_folder
 from tiny_imagenet.images import BadImageError, ImageFile, read_image_file
+from tiny_imagenet.terminal import progress_bar, quiet_stderr
 from tiny_imagenet.text_files import first_few
 
 INDEX_VERSION = 4  # of what is packed; other versions are packed again

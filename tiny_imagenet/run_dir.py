@@ -5,12 +5,11 @@
         source/              the project's sources as they were when the run began
         metrics.jsonl        one line for each point of the curves
         tensorboard/         the same and more for TensorBoard: train/ and validation/
-        best.keras           the model with the best validation accuracy; with a schedule of fixed length,
-        last.keras           the model as it was last evaluated
+        log.txt              what train.py printed; a resumed run adds to it
+        best.keras           the most accurate model; with a schedule of fixed length last.keras, the last one
         checkpoints/         what resuming needs (checkpoint.py)
 
-Everything is first written under another name, forced to the disk and then renamed: a crash or a full disk leaves the
-previous version.
+Models, checkpoints and config.json are written under another name, forced to the disk and then renamed.
 """
 
 import json
@@ -28,7 +27,8 @@ from tiny_imagenet.config import TrainConfig, fixed_changes, from_dict
 from tiny_imagenet.dataset import Dataset
 from tiny_imagenet.devices import describe_hardware, is_main_process, main_process_first, versions
 from tiny_imagenet.errors import UserError
-from tiny_imagenet.file_utils import disk_errors, folder_lock, parse_json, read_file, read_json, remove, write_text
+from tiny_imagenet.file_utils import disk_errors, folder_lock, remove, write_text
+from tiny_imagenet.readers import parse_json, read_file, read_json
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,10 @@ import tyro
 
 from tiny_imagenet.cli import command
 from tiny_imagenet.errors import UserError, printable
-from tiny_imagenet.file_utils import quiet_stderr, write_atomically, write_text
-from tiny_imagenet.layers import replace_batch_norm
+from tiny_imagenet.file_utils import write_atomically, write_text
+from tiny_imagenet.layers import copy_model
 from tiny_imagenet.model_io import Run, load_run
+from tiny_imagenet.terminal import quiet_stderr
 
 SUFFIXES = {"keras": ".keras", "saved_model": "_saved_model", "onnx": ".onnx", "litert": ".tflite"}
 
@@ -37,18 +38,6 @@ class Arguments:
     (needs the package tf2onnx); litert: for phones (formerly TensorFlow Lite)."""
     output: Path | None = None
     """The file, or folder for saved_model. None: named after the model, in the current folder."""
-
-
-def float32_copy(model: keras.Model) -> keras.Model:
-    """The same model computing in float32, with Keras's own layers only."""
-
-    def copy_layer(layer):
-        return type(layer).from_config({**layer.get_config(), "dtype": "float32"})
-
-    model = replace_batch_norm(model, keras.layers.BatchNormalization)
-    copy = keras.models.clone_model(model, clone_function=copy_layer)
-    copy.set_weights(model.get_weights())
-    return copy
 
 
 def export(run: Run, form: str, output: Path) -> None:
@@ -68,7 +57,7 @@ def export(run: Run, form: str, output: Path) -> None:
         raise UserError(f"--format onnx needs a package; run: {sys.executable} -m pip install tf2onnx")
     if form != "saved_model" and output.suffix != SUFFIXES[form]:
         raise UserError(f"--output is {printable(output)}; its name must end in {SUFFIXES[form]}")
-    model = float32_copy(run.model)
+    model = copy_model(run.model, keras.layers.BatchNormalization, dtype="float32")
     with quiet_stderr():
         if form == "keras":
             write_atomically(output, model.save)

@@ -16,8 +16,9 @@ from matplotlib.ticker import LogLocator
 from metrics import CALIBRATION_BINS
 from tiny_imagenet import ROOT
 from tiny_imagenet.errors import UserError
-from tiny_imagenet.file_utils import parse_json, read_file, read_json, write_text
+from tiny_imagenet.file_utils import write_text
 from tiny_imagenet.plots import plain_text
+from tiny_imagenet.readers import parse_json, read_file, read_json
 from tiny_imagenet.run_dir import Point, read_config
 
 RESULTS = ROOT / "results"
