@@ -70,28 +70,30 @@ def scan_folder(root: Path) -> tuple[list[str], str]:
 
     The times of the folders would not show that an image was overwritten in place. 0.3 s for 105,000 images.
     """
-    stamps: dict[str, list[int]] = {}
-    for name in TEXT_FILES:
-        with suppress(FileNotFoundError, NotADirectoryError):  # reported when the dataset is packed
-            stamps[name] = file_stamp(root / name)
-    files, suffixes = [], image_suffixes()
+    files, stamps = [], [file_stamp(root / name) for name in TEXT_FILES]
     for split in ("train", "val"):
-        with suppress(FileNotFoundError, NotADirectoryError):
+        with suppress(FileNotFoundError, NotADirectoryError):  # reported when the dataset is packed
             for folder, folders, names, descriptor in os.fwalk(root / split, onerror=_fail, follow_symlinks=True):
                 path = os.path.relpath(folder, root)
                 is_deep = path.count("/") > 4  # links may form a circle
                 folders[:] = [] if is_deep else sorted(name for name in folders if not name.startswith("."))
-                for name in sorted(names):
-                    if name.lower().endswith(suffixes) and not name.startswith("."):  # macOS leaves "._x.JPEG" files
-                        files.append(f"{path}/{name}")
-                        with suppress(OSError):  # a broken link, reported when it is decoded; its target may appear
-                            stamps[files[-1]] = file_stamp(name, descriptor)
+                images = sorted(name for name in names if is_image(name))
+                files += [f"{path}/{name}" for name in images]
+                stamps += [file_stamp(name, descriptor) for name in images]  # twice as fast as with the path
     return files, hashlib.sha256(repr((files, stamps)).encode()).hexdigest()
 
 
-def file_stamp(path: str | Path, descriptor: int | None = None) -> list[int]:
-    """Size and modification time of a file; relative to its folder's descriptor, that takes half the time."""
-    status = os.stat(path, dir_fd=descriptor)
+def is_image(name: str) -> bool:
+    """Whether a file, by its name, is an image."""
+    return name.lower().endswith(image_suffixes()) and not name.startswith(".")  # macOS leaves "._x.JPEG" files
+
+
+def file_stamp(path: str | Path, dir_fd: int | None = None) -> list[int] | None:
+    """Size and modification time of a file, which show that it was changed; None if it is missing or a broken link."""
+    try:
+        status = os.stat(path, dir_fd=dir_fd)
+    except OSError:
+        return None
     return [status.st_size, status.st_mtime_ns]
 
 
