@@ -125,14 +125,8 @@ def open_run_dataset(config: TrainConfig, data_dir: str | Path = "", packed_dir:
     named = bool(data_dir or packed_dir)
     root, packed = (data_dir or config.data_dir), (packed_dir if named else config.packed_dir)
     is_default = Path(root).resolve() in (Path(DEFAULT_DATA_DIR).resolve(), ROOT / DEFAULT_DATA_DIR)
-    return open_dataset(
-        root,
-        skip_bad_images=config.skip_bad_images,
-        packed_dir=packed,
-        holdout=config.holdout,
-        seed=config.seed,
-        may_write=named or (is_default and not packed),
-    )
+    options = {"skip_bad_images": config.skip_bad_images, "holdout": config.holdout, "seed": config.seed}
+    return open_dataset(root, packed_dir=packed, may_write=named or (is_default and not packed), **options)
 
 
 def _open_packed(root: Path, packed: Path, stamp: str, skip_bad_images: bool, holdout: int) -> Dataset | None:

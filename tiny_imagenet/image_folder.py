@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tiny_imagenet.config import DEFAULT_DATA_DIR
-from tiny_imagenet.errors import UserError, printable
+from tiny_imagenet.errors import UserError, first_few, printable
 from tiny_imagenet.file_utils import disk_errors, is_empty
-from tiny_imagenet.images import image_suffixes
+from tiny_imagenet.images import is_image
 from tiny_imagenet.recipes import RECIPES
 
 TEXT_FILES = ("wnids.txt", "words.txt", "val/val_annotations.txt")
@@ -40,18 +40,10 @@ class ImageList(NamedTuple):
     notes: list[str]
 
 
-def first_few(items: Sequence[str], limit: int = 3) -> str:
-    """The first items, and how many more there are."""
-    return ", ".join(map(printable, items[:limit])) + f" and {len(items) - limit} more" * (len(items) > limit)
-
-
 def warn(notes: Iterable[str]) -> None:
     """Prints each note as a warning."""
     for note in notes:
         print(f"warning: {note}", file=sys.stderr)
-
-
-# What there is
 
 
 def check_root(data_dir: str | Path) -> Path:
@@ -81,11 +73,6 @@ def scan_folder(root: Path) -> tuple[list[str], str]:
                 files += [f"{path}/{name}" for name in images]
                 stamps += [file_stamp(name, descriptor) for name in images]  # twice as fast as with the path
     return files, hashlib.sha256(repr((files, stamps)).encode()).hexdigest()
-
-
-def is_image(name: str) -> bool:
-    """Whether a file, by its name, is an image."""
-    return name.lower().endswith(image_suffixes()) and not name.startswith(".")  # macOS leaves "._x.JPEG" files
 
 
 def file_stamp(path: str | Path, dir_fd: int | None = None) -> list[int] | None:

@@ -41,9 +41,13 @@ class BadImageError(UserError):
         self.reason = printable(reason)
 
 
+def is_image(name: str) -> bool:
+    """Whether a file, by its name, is an image."""
+    return name.lower().endswith(_suffixes()) and not name.startswith(".")  # macOS leaves "._x.JPEG" files
+
+
 @cache
-def image_suffixes() -> tuple[str, ...]:
-    """The suffixes, in lower case, by which a file counts as an image."""
+def _suffixes() -> tuple[str, ...]:
     known = Image.registered_extensions().items()
     return tuple({suffix for suffix, form in known if form in (*FORMATS, "MPO")} | HEIF_SUFFIXES)
 
@@ -73,11 +77,9 @@ def read_image_file(path: str | Path) -> ImageFile:
                 return _decode(file)
         except IsADirectoryError:
             raise BadImageError(path, "a folder; name the images in it") from None
-        except MemoryError:
-            raise
         except Exception as error:  # Pillow raises many kinds on damaged data
             number = getattr(error, "errno", None)
-            if number and number not in UNUSABLE:
+            if isinstance(error, MemoryError) or (number and number not in UNUSABLE):
                 raise
             reason = error.strerror if number else str(error).split("\n")[0] or type(error).__name__
             raise BadImageError(path, reason) from None

@@ -17,9 +17,9 @@ import numpy as np
 import tensorflow as tf
 
 from tiny_imagenet.config import IMAGE_SIZE
-from tiny_imagenet.errors import UserError, printable
+from tiny_imagenet.errors import UserError, first_few, printable
 from tiny_imagenet.file_utils import fsync, temporary_folder, write_text
-from tiny_imagenet.image_folder import ImageList, check_labels, file_stamp, first_few, list_images, read_classes
+from tiny_imagenet.image_folder import ImageList, check_labels, file_stamp, list_images, read_classes
 from tiny_imagenet.images import BadImageError, ImageFile, read_image_file
 from tiny_imagenet.terminal import progress_bar, quiet_stderr
 
@@ -119,7 +119,7 @@ def pack_split(path: Path, root: Path, images: ImageList, digest) -> tuple[dict,
 
 
 def pack_dataset(
-    root: Path, packed: Path, files: Sequence[str], stamp: str, skip_bad_images: bool, needs_val: bool
+    root: Path, packed: Path, files: list[str], stamp: str, skip_bad_images: bool, needs_val: bool
 ) -> None:
     """Checks the dataset's folder and writes the folder `packed`.
 
