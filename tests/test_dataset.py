@@ -418,6 +418,9 @@ def test_what_ended_processes_left_is_packed_again_or_removed(folder, monkeypatc
 @pytest.mark.parametrize("is_link", [False, True])
 def test_files_of_others_are_neither_replaced_nor_removed(folder, name, is_link):
     write(folder / "packed/.writing-mine/train.npy", "kept")
+    if name == "packed/bad_images.txt":  # the folder is ours, but this file is not
+        open_dataset(folder)
+        CHANGES["add"](folder)
     other = write(folder.parent / "other" if is_link else folder / name, "important")
     if is_link:
         (folder / name).symlink_to(other)

@@ -27,6 +27,7 @@ INDEX_VERSION = 5  # of what is packed; other versions are packed again
 INDEX_START = re.compile(rb'\{"version": \d+, "stamp": "')  # of every index.json of this program, in any version
 PACKED_FILES = ("train.npy", "val.npy", "index.json")
 BAD_LIST = "bad_images.txt"
+BAD_START = b"# Images that cannot be used, and why"
 CORES = len(os.sched_getaffinity(0))
 PACK_BATCH = 256  # images that are decoded between two writes: 3 MB
 HEADER_BYTES = 128  # of a .npy file of images, whatever their number
@@ -166,19 +167,21 @@ def claim_folder(packed: Path) -> None:
     if not os.access(place, os.W_OK, effective_ids=True):
         raise UserError(f"{printable(place)} cannot be written to; choose another folder with --packed-dir")
     index = packed / "index.json"
-    if index.is_file() and INDEX_START.match(index.read_bytes()):
-        return
-    for path in (packed / name for name in (*PACKED_FILES, BAD_LIST)):
-        if os.path.lexists(path):
-            advice = "move it, or choose another folder with --packed-dir"
-            raise UserError(f"{printable(path)} was not written by this program, which would replace it; {advice}")
+    is_ours = index.is_file() and INDEX_START.match(index.read_bytes())
+    found = [path for path in (packed / name for name in (*PACKED_FILES, BAD_LIST)) if os.path.lexists(path)]
+    if is_ours:
+        found = [path for path in found if path.name == BAD_LIST and not path.read_bytes().startswith(BAD_START)]
+    if found:
+        advice = "move it, or choose another folder with --packed-dir"
+        raise UserError(f"{printable(found[0])} was not written by this program, which would replace it; {advice}")
     packed.mkdir(parents=True, exist_ok=True)
-    write_text(index, json.dumps({"version": INDEX_VERSION, "stamp": ""}))
+    if not is_ours:
+        write_text(index, json.dumps({"version": INDEX_VERSION, "stamp": ""}))
 
 
 def list_bad_images(path: Path, bad: Sequence[str], skip_bad_images: bool) -> str:
     """Lists bad images in the file `path`. Returns a note on them or, if they must not be skipped, raises it."""
-    write_text(path, "# Images that cannot be used, and why\n" + "".join(f"{line}\n" for line in bad))
+    write_text(path, "\n".join([BAD_START.decode(), *bad, ""]))
     note = f"{len(bad)} bad image(s), listed in {printable(path)}: {first_few(bad, 10)}"
     if not skip_bad_images:
         raise UserError(f"{note}; replace them, or leave them out with --skip-bad-images")
