@@ -15,8 +15,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from input_pipe import without_tuning
 from tiny_imagenet.models import create_model, resolve_precision
-from tiny_imagenet.packing import without_tuning
 from tiny_imagenet.recipes import BASE, RECIPES
 from train import compile_model
 

@@ -9,8 +9,9 @@ from helpers import CLASS_IDS, encode_image, make_dataset, write
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tiny_imagenet.dataset import build_label_dicts, load_filenames_labels, open_dataset
+from tiny_imagenet.dataset import open_dataset
 from tiny_imagenet.errors import UserError
+from tiny_imagenet.image_folder import build_label_dicts, load_filenames_labels
 
 # Fragments that mean something to the parsers, among arbitrary bytes
 FRAGMENTS = [*CLASS_IDS, "val_0.JPEG", "val_1.JPEG", "\t", "\n", "\r\n", "\r", " ", "/", "..", "\0", "\ufeff", "é", ","]
@@ -34,7 +35,7 @@ def folder(tmp_path_factory):
     return make_dataset(tmp_path_factory.mktemp("fuzz") / "data", per_class=1, num_val=2)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(name=st.sampled_from(FILES), data=TEXT)
 @example(name="wnids.txt", data=b"n03\r\n\xef\xbb\xbf")
 @example(name="wnids.txt", data=b"n03\nn\x00\n")
@@ -70,7 +71,7 @@ def damaged_images(draw) -> bytes:
     return bytes(edits.get(draw(st.sampled_from([*edits, "cut off"])), data[:start]))
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
 @given(images=st.lists(damaged_images(), min_size=30, max_size=30))
 def test_damaged_images(images):
     with tempfile.TemporaryDirectory() as top:

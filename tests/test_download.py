@@ -121,26 +121,40 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path, server):
     assert server.requests == 0 and list(tmp_path.iterdir()) == [tmp_path / "thesis.tex"]
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:9/data.zip", "", "nonsense", "file:///etc/passwd", "ftp://x/y.zip"])
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9/data.zip", "", "nonsense", "file:///etc/passwd"])
 def test_address_without_a_server(tmp_path, url):
     text = message(tmp_path / "new", url)
     assert f"cannot download {url}" in text and "check the address and the network" in text
 
 
-def test_wrong_checksum_cut_off_and_not_found(tmp_path, server):
-    assert "another version: its MD5 is not 00000000" in message(tmp_path / "new", server.address["url"])
-    server.is_cut = True
-    assert "another version" not in message(tmp_path / "new", **server.address)
-    server.data = b""
-    assert "404" in message(tmp_path / "new", **server.address)
+def test_downloads_that_fail(tmp_path, server, source, monkeypatch):
+    target = tmp_path / "new"
+    assert "another version: its MD5 is not 00000000" in message(target, server.address["url"])
+    damaged = server.data.replace(b"name of n03", b"name of n04", 1)  # stored, not compressed: only its CRC is wrong
+    for data, expected in (
+        (b"<html>moved</html>", "cannot be unpacked"),
+        (damaged, "Bad CRC-32"),
+        (zip_folder(source, "top/inner"), "0 top folders with a wnids.txt"),
+        (b"", "404"),
+    ):
+        server.data = data
+        assert expected in message(target, **server.address)
+    server.data, server.is_cut = damaged, True
+    assert "another version" not in message(target, **server.address)
+    server.is_cut = False
+    monkeypatch.setattr(zipfile.ZipFile, "extract", full_disk)
+    assert "No space left on device; free some disk space" in message(target, **server.address)
+
+
+def full_disk(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 @pytest.mark.parametrize("name", ["../escaped", "/escaped", "data/../../escaped"])
-def test_member_that_leads_out_of_the_folder(tmp_path, server, source, name):
+def test_no_member_gets_out_of_the_folder(tmp_path, server, source, name):
     server.data = zip_folder(source, extra=name)
-    (tmp_path / "inner").mkdir()
-    assert "leads out of its folder" in message(tmp_path / "inner/new", **server.address)
-    assert list(tmp_path.iterdir()) == [tmp_path / "inner"]
+    server.download(tmp_path / "new")
+    assert list(tmp_path.iterdir()) == [tmp_path / "new"] and not Path("/escaped").exists()
 
 
 def test_member_that_is_a_link_becomes_a_file(tmp_path, server, source):
@@ -149,22 +163,3 @@ def test_member_that_is_a_link_becomes_a_file(tmp_path, server, source):
     server.data = zip_folder(source, extra=link)
     server.download(tmp_path / "new")
     assert not (tmp_path / "new/link").is_symlink() and (tmp_path / "new/link").read_text() == "/etc"
-
-
-def test_zip_files_that_cannot_be_used(tmp_path, server, source):
-    damaged = server.data.replace(b"name of n03", b"name of n04", 1)  # stored, not compressed: only its CRC is wrong
-    for data, expected in (
-        (b"<html>moved</html>", "cannot be unpacked"),
-        (damaged, "Bad CRC-32"),
-        (zip_folder(source, "top/inner"), "0 top folders with a wnids.txt"),
-    ):
-        server.data = data
-        assert expected in message(tmp_path / "new", **server.address)
-
-
-def test_no_space(tmp_path, server, monkeypatch):
-    def fail(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(zipfile.ZipFile, "extract", fail)
-    assert "No space left on device; free some disk space" in message(tmp_path / "new", **server.address)

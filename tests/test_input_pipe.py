@@ -36,7 +36,7 @@ def resized(image, top, left, side, size):
 # Batches
 
 
-@pytest.mark.parametrize(("config", "size"), [(RANDOM, None), (RANDOM_SCALED, None), (RANDOM_SCALED, 32)])
+@pytest.mark.parametrize(("config", "size"), [(RANDOM, None), (RANDOM_SCALED, 32)])
 def test_a_batch_is_a_function_of_seed_and_step(config, size):
     data, side = make_split(10), size or config.crop_size
     whole = take(input_pipe.train_batches(data, config, 0, size), 6)
@@ -51,16 +51,14 @@ def test_a_batch_is_a_function_of_seed_and_step(config, size):
 
 
 def test_every_epoch_holds_every_image_once_in_a_new_order():
-    labels = np.concatenate([labels for _, labels in take(input_pipe.train_batches(make_split(10), RANDOM), 5)])
+    """Without augmentation, as its central crop."""
+    data = make_split(10)
+    batches = take(input_pipe.train_batches(data, replace(PLAIN, batch_size=4)), 5)
+    images, labels = map(np.concatenate, zip(*batches, strict=True))
+    np.testing.assert_array_equal(images, data.images[labels, 4:60, 4:60])
     epochs = labels.reshape(2, 10)
     np.testing.assert_array_equal(np.sort(epochs), [np.arange(10)] * 2)
     assert (epochs[0] != epochs[1]).any()
-
-
-def test_without_augmentation_the_training_image_is_the_central_crop():
-    data = make_split(6)
-    images, labels = take(input_pipe.train_batches(data, replace(PLAIN, batch_size=6)), 1)[0]
-    np.testing.assert_array_equal(images, data.images[labels, 4:60, 4:60])
 
 
 @pytest.mark.parametrize(("config", "count"), [(RANDOM, 3), (RANDOM_SCALED, 2)])
@@ -81,7 +79,7 @@ def test_evaluation_sees_every_image_once_as_its_central_crop():
 
 
 @pytest.mark.parametrize(("num_devices", "count"), [(2, 1), (2, 2), (6, 2), (3, 3)])
-@pytest.mark.parametrize("num_images", [1, 7, 12, 25])
+@pytest.mark.parametrize("num_images", [1, 12, 25])
 def test_on_several_devices_every_image_has_weight_one_once(num_devices, count, num_images):
     data, settings = make_split(num_images), {"batch_size": 5, "num_devices": num_devices}
     parts = [take(input_pipe.eval_batches(data, PLAIN, **settings, shard=(i, count))) for i in range(count)]
@@ -96,17 +94,13 @@ def test_on_several_devices_every_image_has_weight_one_once(num_devices, count, 
 
 
 @pytest.mark.parametrize("settings", [{"random_crop": True}, {"random_flip": True}, {"saturation": (0.0, 0.0)}])
-def test_each_augmentation_works_without_the_others(settings):
-    images = tf.constant(make_split(8).images)
+def test_each_augmentation_works_without_the_others_eagerly_and_inside_map(settings):
+    images, config = tf.constant(make_split(8).images), replace(PLAIN, **settings)
     plain = input_pipe.train_preprocessing(images, PLAIN, step=0)
-    changed = input_pipe.train_preprocessing(images, replace(PLAIN, **settings), step=0)
+    changed = input_pipe.train_preprocessing(images, config, step=3)
     assert changed.shape == plain.shape and (changed.numpy() != plain.numpy()).any()
-
-
-def test_preprocessing_is_the_same_eagerly_and_inside_map():
-    images = tf.constant(make_split(4).images)
-    mapped = tf.data.Dataset.from_tensors(images).map(lambda x: input_pipe.train_preprocessing(x, RANDOM, 3))
-    np.testing.assert_array_equal(take(mapped)[0], input_pipe.train_preprocessing(images, RANDOM, 3))
+    mapped = tf.data.Dataset.from_tensors(images).map(lambda x: input_pipe.train_preprocessing(x, config, 3))
+    np.testing.assert_array_equal(take(mapped)[0], changed)
 
 
 def test_crops_are_squares_of_the_image_some_flipped():
@@ -136,8 +130,8 @@ def test_random_resized_crops_have_every_side_some_flipped():
     assert len(found) > 10 and {(side, step) for _, _, side, step in found} > {(62, 1), (63, -1)}
 
 
-@pytest.mark.parametrize(("top", "left", "side"), [(0, 0, 64), (3, 9, 50), (20, 0, 44), (8, 8, 48), (1, 2, 31)])
-@pytest.mark.parametrize("size", [32, 48, 56])
+@pytest.mark.parametrize(("top", "left", "side"), [(0, 0, 64), (3, 9, 50), (20, 0, 44), (1, 2, 31)])
+@pytest.mark.parametrize("size", [32, 48])
 def test_resized_crops_equal_tf_image_with_antialiasing(top, left, side, size):
     images = make_split(3).images
     found = image_ops.resized_crop(tf.constant(images), top, left, side, size).numpy()

@@ -4,7 +4,6 @@
 added, removed or changed, they are packed again.
 """
 
-import errno
 import hashlib
 import json
 from collections.abc import Sequence
@@ -15,14 +14,12 @@ import numpy as np
 import tyro
 
 from tiny_imagenet import ROOT
-from tiny_imagenet.config import DEFAULT_DATA_DIR, IMAGE_SIZE, TrainConfig
+from tiny_imagenet.config import DEFAULT_DATA_DIR, TrainConfig
 from tiny_imagenet.download import MD5, URLS, download_dataset
 from tiny_imagenet.errors import UserError, printable
 from tiny_imagenet.file_utils import disk_errors, folder_lock
-from tiny_imagenet.image_folder import build_label_dicts, check_root, load_filenames_labels, scan_folder, warn
-from tiny_imagenet.packing import INDEX_VERSION, file_stamp, pack_dataset
-
-__all__ = ["Dataset", "Split", "build_label_dicts", "describe", "load_filenames_labels", "open_dataset"]
+from tiny_imagenet.image_folder import check_root, file_stamp, scan_folder, warn
+from tiny_imagenet.packing import INDEX_VERSION, pack_dataset
 
 
 @dataclass(frozen=True)
@@ -36,7 +33,6 @@ class Split:
     labels: np.ndarray  # (N,) int32, indices into Dataset.class_ids
     filenames: Sequence[str]  # N, relative to Dataset.root
     is_grayscale: np.ndarray  # (N,) bool: stored with one channel, and packed as three equal ones
-    is_scaled: np.ndarray | bool = False  # (N,) bool: stored in another size than 64x64
     rows: np.ndarray | None = None  # (N,) where in `packed` the images are; None: M = N, in the same order
 
     @property
@@ -52,9 +48,8 @@ class Split:
     def select(self, positions: Sequence[int]) -> "Split":
         """The images at these positions, without copying them."""
         rows = np.arange(len(self.labels)) if self.rows is None else self.rows
-        columns = (column[positions] for column in (self.labels, self.is_grayscale, self.is_scaled, rows))
-        labels, is_grayscale, is_scaled, rows = columns
-        return Split(self.packed, labels, [self.filenames[i] for i in positions], is_grayscale, is_scaled, rows)
+        filenames = [self.filenames[i] for i in positions]
+        return Split(self.packed, self.labels[positions], filenames, self.is_grayscale[positions], rows[positions])
 
 
 @dataclass(frozen=True)
@@ -93,7 +88,7 @@ def open_dataset(
         packed_dir: the folder for the packed images; empty: packed/ in the dataset's folder.
         holdout: validate on this many training images of each class, not on the dataset's validation images; 0: off.
         seed: which images are held out.
-        may_write: pack the images of any folder, not only those of the default one, if they are not packed.
+        may_write: pack the images if they are not packed; otherwise, stop.
 
     Returns:
         The dataset. Images are uint8 (N, 64, 64, 3), labels int32 (N,), both in the order of `load_filenames_labels`.
@@ -108,67 +103,51 @@ def open_dataset(
     packed = Path(packed_dir) if packed_dir else root / "packed"
     with disk_errors(root), folder_lock(root):
         files, stamp = scan_folder(root)  # before the images are read, so that a change meanwhile shows next time
-        try:
-            dataset = _open_packed(root, packed, stamp, skip_bad_images, holdout)
-        except Exception as error:  # missing, outdated, or damaged in one of many ways
-            if isinstance(error, OSError) and not isinstance(error, FileNotFoundError | NotADirectoryError):
-                raise  # no permission, a bad disk: packing again would not help
-            defaults = [Path(DEFAULT_DATA_DIR).resolve(), ROOT / DEFAULT_DATA_DIR]
-            if not may_write and (packed_dir or root.resolve() not in defaults):
+        dataset = _open_packed(root, packed, stamp, skip_bad_images, holdout)
+        if not dataset:
+            if not may_write:
                 problem = f"the images of {printable(root)}, which only the run names, must be packed first"
-                raise UserError(f"{problem}; if it is the right dataset, add --data-dir {printable(root)}") from None
-            _pack(root, packed, files, stamp, skip_bad_images, not holdout)
+                raise UserError(f"{problem}; if it is the right dataset, add --data-dir {printable(root)}")
+            pack_dataset(root, packed, files, stamp, skip_bad_images, not holdout)
             dataset = _open_packed(root, packed, stamp, skip_bad_images, holdout)
     warn(dataset.notes)
     return hold_out(dataset, holdout, seed) if holdout else dataset
 
 
-def open_run_dataset(
-    config: TrainConfig, data_dir: str | Path = "", packed_dir: str | Path = "", named: bool = True, **options
-) -> Dataset:
+def open_run_dataset(config: TrainConfig, data_dir: str | Path = "", packed_dir: str | Path = "") -> Dataset:
     """Opens the dataset of a run, with the same images held out.
 
     Args:
         config: the run's. Images are not packed in folders that only it names, except for the default dataset.
         data_dir: the dataset's folder; empty: the one that the run was trained on.
         packed_dir: the folder for the packed images; empty: packed/ in `data_dir` or, without that, the run's.
-        named: whether the user named `data_dir`.
-        options: others of `open_dataset`.
     """
-    named = bool(packed_dir) or bool(data_dir and named)
-    options |= {"skip_bad_images": config.skip_bad_images, "holdout": config.holdout, "seed": config.seed}
-    packed_dir = packed_dir if named else config.packed_dir
-    return open_dataset(data_dir or config.data_dir, packed_dir=packed_dir, may_write=named, **options)
+    named = bool(data_dir or packed_dir)
+    root, packed = (data_dir or config.data_dir), (packed_dir if named else config.packed_dir)
+    is_default = Path(root).resolve() in (Path(DEFAULT_DATA_DIR).resolve(), ROOT / DEFAULT_DATA_DIR)
+    options = {"skip_bad_images": config.skip_bad_images, "holdout": config.holdout, "seed": config.seed}
+    return open_dataset(root, packed_dir=packed, may_write=named or (is_default and not packed), **options)
 
 
-def _pack(root: Path, packed: Path, *arguments) -> None:
+def _open_packed(root: Path, packed: Path, stamp: str, skip_bad_images: bool, holdout: int) -> Dataset | None:
+    """The dataset in `packed`; None if there is none, or not one of the folder as it is now."""
     try:
-        pack_dataset(root, packed, *arguments)
-    except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise
-        advice = "choose a folder that can be written to with --packed-dir"
-        raise UserError(f"{printable(error.filename or packed)}: {error.strerror}; {advice}") from None
-
-
-def _open_packed(root: Path, packed: Path, stamp: str, skip_bad_images: bool, holdout: int) -> Dataset:
-    """The dataset in `packed`; an exception if there is none, or not one of the folder as it is now."""
-    index = json.loads((packed / "index.json").read_bytes())
-    if (index["version"], index["stamp"]) != (INDEX_VERSION, stamp) or (index["has_skipped"] and not skip_bad_images):
-        raise ValueError("outdated")
-    if not (holdout or index["val"]["labels"]):
-        raise ValueError("packed without validation images")
-    splits = []
-    for name in ("train", "val"):
-        part, path = index[name], packed / f"{name}.npy"
-        labels, positions = np.array(part["labels"], np.int32), np.arange(len(part["labels"]))
-        shape = (len(labels), IMAGE_SIZE, IMAGE_SIZE, 3)
-        images = np.lib.format.open_memmap(path, mode="c") if len(labels) else np.zeros(shape, np.uint8)
-        is_whole = part["stamp"] == file_stamp(path) and images.shape == shape
-        if not is_whole or labels.min(initial=0) < 0 or labels.max(initial=0) >= len(index["class_ids"]):
-            raise ValueError("damaged")
-        flags = (np.isin(positions, part[kind]) for kind in ("grayscale", "scaled"))
-        splits.append(Split(images, labels, tuple(part["filenames"]), *flags))
+        index = json.loads((packed / "index.json").read_bytes())
+        is_current = (index["version"], index["stamp"]) == (INDEX_VERSION, stamp)
+        if not is_current or (index["has_skipped"] and not skip_bad_images):
+            return None
+        splits = []
+        for name in ("train", "val"):
+            part, path = index[name], packed / f"{name}.npy"
+            if part["stamp"] != file_stamp(path):
+                return None
+            is_grayscale = np.isin(np.arange(len(part["labels"])), part["grayscale"])
+            images, labels = np.lib.format.open_memmap(path, mode="c"), np.array(part["labels"], np.int32)
+            splits.append(Split(images, labels, tuple(part["filenames"]), is_grayscale))
+    except (FileNotFoundError, NotADirectoryError, LookupError, TypeError, ValueError):  # missing, old or damaged
+        return None
+    if not (holdout or len(splits[1].labels)):
+        return None  # packed without validation images
     class_ids, class_names = tuple(index["class_ids"]), tuple(index["class_names"])
     notes = (*index["notes"], *(() if holdout else index["val"]["notes"]))
     return Dataset(root, class_ids, class_names, index["fingerprint"], *splits, notes)
@@ -191,18 +170,16 @@ def hold_out(dataset: Dataset, per_class: int, seed: int) -> Dataset:
         fewest = f"{printable(dataset.class_ids[counts.argmin()])} has {counts.min()} training images"
         raise UserError(f"holdout is {per_class}; it must be 1 to {counts.min() - 1}, because {fewest}")
     order = np.random.RandomState(seed).permutation(len(labels))  # unlike default_rng's, it never changes
-    order = order[np.argsort(labels[order], kind="stable")]  # class by class
-    is_held = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts) < per_class
-    train, val = (dataset.train.select(np.sort(order[part])) for part in (~is_held, is_held))
+    held = np.sort(np.concatenate([order[labels[order] == label][:per_class] for label in range(len(counts))]))
+    train, val = dataset.train.select(np.setdiff1d(order, held)), dataset.train.select(held)
     fingerprint = hashlib.sha256(f"{dataset.fingerprint} {per_class} {seed}".encode()).hexdigest()
     return replace(dataset, fingerprint=fingerprint, train=train, val=val)
 
 
 def describe(dataset: Dataset) -> str:
-    """What a dataset holds: classes, images of each split, how many are grayscale or scaled, and anything wrong."""
+    """What a dataset holds: classes, images of each split, how many are grayscale, and anything wrong."""
     lines = [f"{printable(dataset.root)}: {len(dataset.class_ids):,} classes"]
     for name, split in (("train", dataset.train), ("val", dataset.val)):
-        kinds = f"{split.num_grayscale:,} of them grayscale, {np.sum(split.is_scaled):,} scaled to 64x64"
-        lines.append(f"  {name}: {len(split.labels):,} images, {kinds}")
+        lines.append(f"  {name}: {len(split.labels):,} images, {split.num_grayscale:,} of them grayscale")
     lines += [f"  warning: {note}" for note in dataset.notes] or ["  nothing wrong"]
     return "\n".join([*lines, f"  fingerprint: {dataset.fingerprint}"])

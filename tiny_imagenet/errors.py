@@ -1,6 +1,7 @@
 """Errors that a user can fix, each one line: the file or setting, what is wrong, what to do."""
 
 import errno
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -28,6 +29,11 @@ def hint_for(error: OSError) -> str:
 def printable(name: str | Path) -> str:
     """A name as a message may print it: on one line, whatever bytes the file system holds."""
     return str(name) if str(name).isprintable() else ascii(str(name))
+
+
+def first_few(items: Sequence[str], limit: int = 3) -> str:
+    """The first items, and how many more there are."""
+    return ", ".join(map(printable, items[:limit])) + f" and {len(items) - limit} more" * (len(items) > limit)
 
 
 def is_utf8(name: str) -> bool:

@@ -16,9 +16,7 @@ lines and Windows line ends in the text files are fine. Hidden files and folders
 
 import hashlib
 import os
-import stat
 import sys
-from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -26,13 +24,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tiny_imagenet.config import DEFAULT_DATA_DIR
-from tiny_imagenet.errors import UserError, printable
+from tiny_imagenet.errors import UserError, first_few, printable
 from tiny_imagenet.file_utils import disk_errors, is_empty
-from tiny_imagenet.images import image_suffixes
+from tiny_imagenet.images import is_image
 from tiny_imagenet.recipes import RECIPES
-from tiny_imagenet.text_files import first_few, read_annotations, read_class_ids, read_class_names
 
-Files = dict[str, list[str]]  # folder, relative to the dataset's -> names of the images in it, sorted
+TEXT_FILES = ("wnids.txt", "words.txt", "val/val_annotations.txt")
 
 
 class ImageList(NamedTuple):
@@ -60,43 +57,55 @@ def check_root(data_dir: str | Path) -> Path:
     raise UserError(f"{printable(root)} {problem}; correct --data-dir, or run: python {script} {printable(root)}")
 
 
-def scan_folder(root: Path) -> tuple[Files, str]:
+def scan_folder(root: Path) -> tuple[list[str], str]:
     """The image files of train and val; and a stamp: sha256 over names, sizes and times of all files that are read.
 
     The times of the folders would not show that an image was overwritten in place. 0.3 s for 105,000 images.
     """
-    files, digest = {}, hashlib.sha256()
-    for name in ("wnids.txt", "words.txt", "val/val_annotations.txt"):
-        with suppress(FileNotFoundError, NotADirectoryError):  # reported when the dataset is packed
-            status = (root / name).stat()
-            digest.update(f"{name} {[status.st_size, status.st_mtime_ns]}\n".encode())
+    files, stamps = [], [file_stamp(root / name) for name in TEXT_FILES]
     for split in ("train", "val"):
-        with suppress(FileNotFoundError, NotADirectoryError):
+        with suppress(FileNotFoundError, NotADirectoryError):  # reported when the dataset is packed
             for folder, folders, names, descriptor in os.fwalk(root / split, onerror=_fail, follow_symlinks=True):
-                path, numbers, files_here = Path(folder).relative_to(root), array("q"), []
-                is_deep = len(path.parts) > 5  # links may form a circle
+                path = os.path.relpath(folder, root)
+                is_deep = path.count("/") > 4  # links may form a circle
                 folders[:] = [] if is_deep else sorted(name for name in folders if not name.startswith("."))
-                for name in sorted(filter(is_image, names)):
-                    try:
-                        status = os.stat(name, dir_fd=descriptor)  # twice as fast as with its path
-                        stamp, is_file = (status.st_size, status.st_mtime_ns), stat.S_ISREG(status.st_mode)
-                    except OSError:  # a broken link, which must be reported; its target may appear
-                        stamp, is_file = (-1, -1), True
-                    if is_file:
-                        files_here.append(name)
-                        numbers.extend(stamp)
-                files[path.as_posix()] = files_here
-                digest.update(os.fsencode(f"{path}/{'/'.join(files_here)}\n") + numbers.tobytes())
-    return files, digest.hexdigest()
+                images = sorted(name for name in names if is_image(name))
+                files += [f"{path}/{name}" for name in images]
+                stamps += [file_stamp(name, descriptor) for name in images]  # twice as fast as with the path
+    return files, hashlib.sha256(repr((files, stamps)).encode()).hexdigest()
 
 
-def is_image(name: str) -> bool:
-    """Whether a file, by its name, is an image."""
-    return name.lower().endswith(image_suffixes()) and not name.startswith(".")  # macOS leaves "._x.JPEG" files
+def file_stamp(path: str | Path, dir_fd: int | None = None) -> list[int] | None:
+    """Size and modification time of a file, which show that it was changed; None if it is missing or a broken link."""
+    try:
+        status = os.stat(path, dir_fd=dir_fd)
+    except OSError:
+        return None
+    return [status.st_size, status.st_mtime_ns]
 
 
 def _fail(error: OSError) -> None:
     raise error
+
+
+def _read_lines(path: Path, purpose: str = "") -> list[tuple[str, str]]:
+    """The lines of a UTF-8 file that are not blank, each as (file and line number, line).
+
+    Raises:
+        UserError: the file is not UTF-8; or it has a purpose, but is missing or empty.
+    """
+    lines = []
+    with disk_errors(path), suppress(FileNotFoundError):
+        for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+            where = f"{printable(path)}, line {number}"
+            try:
+                lines.append((where, line.decode("utf-8-sig")))
+            except UnicodeDecodeError:
+                raise UserError(f"{where}: not UTF-8; save the file as UTF-8") from None
+    lines = [(where, line) for where, line in lines if line.strip()]
+    if purpose and not lines:
+        raise UserError(f"{printable(path)} is missing or empty; {purpose}")
+    return lines
 
 
 # The classes
@@ -114,85 +123,93 @@ def build_label_dicts(data_dir: str | Path = DEFAULT_DATA_DIR) -> tuple[dict[str
     """
     root = check_root(data_dir)
     with disk_errors(root):
-        label_of_id = _list_classes(root, scan_folder(root)[0])
-        names, notes = read_class_names(root, label_of_id)
+        label_of_id, names, notes = read_classes(root, scan_folder(root)[0])
     warn(notes)
     return label_of_id, dict(enumerate(names))
 
 
-def _list_classes(root: Path, files: Files) -> dict[str, int]:
-    if folders := _class_folders(files, "train"):
-        return read_class_ids(root, folders)
-    name = printable(root)
+def read_classes(root: Path, files: Sequence[str]) -> tuple[dict[str, int], list[str], list[str]]:
+    """Class id -> label; the class names, unique, up to their first comma; and notes."""
+    folders = {class_id for name in files if name.startswith("train/") and (class_id := _class_id(name))}
+    if not folders:
+        raise UserError(f"{printable(root)} {_what_it_holds(root)}")
+    label_of_id = {class_id: label for label, class_id in enumerate(sorted(folders))}
+    has_list, words, notes = (root / "wnids.txt").exists(), {}, []
+    if has_list:
+        label_of_id = {}
+        for where, line in _read_lines(root / "wnids.txt", "it must list the class ids, one per line"):
+            if line.strip() in label_of_id:
+                raise UserError(f"{where}: {line.strip()[:60]!r} is listed twice; remove one of the lines")
+            label_of_id[line.strip()] = len(label_of_id)
+    for _, line in _read_lines(root / "words.txt"):
+        class_id, _, synonyms = line.partition("\t")
+        words[class_id.strip()] = synonyms.split(",")[0].strip()
+    if (missing := [i for i in label_of_id if not words.get(i)]) and (words or has_list):
+        notes.append(f"{printable(root / 'words.txt')} has no name for {first_few(missing)}; the id is used instead")
+    names = [printable(words.get(class_id) or class_id) for class_id in label_of_id]
+    counts = Counter(names)
+    pairs = zip(names, label_of_id, strict=True)
+    return label_of_id, [f"{name} ({printable(i)})" if counts[name] > 1 else name for name, i in pairs], notes
+
+
+def _class_id(filename: str) -> str:
+    """The only folder below train/ or val/ that is not called images/; empty if there are none or several."""
+    folders = [name for name in filename.split("/")[1:-1] if name != "images"]
+    return folders[0] if len(folders) == 1 else ""
+
+
+def _what_it_holds(root: Path) -> str:
+    """What a folder without training images holds instead, and what to do."""
     if inner := [path.parent for pattern in ("*/train", "*/*/train") for path in sorted(root.glob(pattern))]:
-        advice = f"but a folder in it does; set --data-dir to {printable(inner[0])}"
-        raise UserError(f"{name} has no images in train/<class>/, {advice}")
+        return f"has no images in train/<class>/, but a folder in it does; set --data-dir to {printable(inner[0])}"
     if any(root.glob("*.parquet")) or any(root.glob("*/*.parquet")):
         save = "save each row's image, as train/<class>/<number>.png, with Hugging Face's load_dataset and image.save"
-        raise UserError(f"{name} holds Parquet files, which are tables, and not folders of images; {save}")
-    raise UserError(f"{name} has no images in train/<class>/; put them there, or add --download with a new --data-dir")
+        return f"holds Parquet files, which are tables, and not folders of images; {save}"
+    return "has no images in train/<class>/; put them there, or add --download with a new --data-dir"
 
 
 # The images
 
 
-def read_folder(root: Path, files: Files, needs_val: bool) -> tuple[dict, list[str], ImageList, ImageList, list[str]]:
-    """Class id -> label, class names, the images of "train" and of "val", and notes on the classes.
-
-    Raises:
-        UserError: something is wrong; with "val" only if it is needed.
-    """
-    label_of_id = _list_classes(root, files)
-    train = list_images(root, files, "train", label_of_id)
-    try:
-        val = list_images(root, files, "val", label_of_id)
-    except UserError:
-        if needs_val:
-            raise
-        val = ImageList([], [], [])
-    check_labels(root, list(label_of_id), train.labels, val.labels, needs_val)
-    names, notes = read_class_names(root, label_of_id)
-    return label_of_id, names, train, val, notes
-
-
-def list_images(root: Path, files: Files, mode: str, label_of_id: dict[str, int]) -> ImageList:
+def list_images(root: Path, files: Sequence[str], mode: str, label_of_id: dict[str, int]) -> ImageList:
     """The images of "train", sorted by class; or those of "val", in class folders or annotated, sorted by name.
 
     So the order does not depend on the layout.
     """
-    annotated = files.get("val/images", []) if mode == "val" and "images" not in label_of_id else []
-    if annotated:
-        label_of, notes = read_annotations(root, annotated, label_of_id)
+    class_of = {name: _class_id(name) for name in files if name.startswith(f"{mode}/")}
+    if annotated := [name for name in class_of if name.rpartition("/")[0] == "val/images"]:
+        label_of, notes = _read_annotations(root, annotated, label_of_id)
     else:
-        found = _class_folders(files, mode) or (_class_folders(files, "val/images") if mode == "val" else {})
-        if unknown := sorted(set(found) - set(label_of_id)):
-            where = "in wnids.txt" if (root / "wnids.txt").exists() else "a class folder of train"
-            folder = printable(root / found[unknown[0]][0].rpartition("/")[0])
-            raise UserError(f"{folder} has images, but is not {where}; add it there, or move it away")
-        label_of, notes = {name: label_of_id[i] for i in sorted(found) for name in sorted(found[i], key=_base_name)}, []
-    if mode == "val":
-        label_of = {name: label_of[name] for name in sorted(label_of, key=_base_name)}
-    all_names = [f"{folder}/{name}" for folder in files if folder.split("/")[0] == mode for name in files[folder]]
-    if unused := sorted(set(all_names) - set(label_of) - {f"val/images/{name}" for name in annotated}):
+        for name, class_id in class_of.items():
+            if class_id and class_id not in label_of_id:
+                where = "in wnids.txt" if (root / "wnids.txt").exists() else "a class folder of train"
+                folder = printable((root / name).parent)
+                raise UserError(f"{folder} has images, but is not {where}; add it there, or move it away")
+        label_of, notes = {name: label_of_id[class_id] for name, class_id in class_of.items() if class_id}, []
+    if unused := sorted(class_of.keys() - label_of - set(annotated)):
         used = "those in val/images" if annotated else "those in class folders"
         notes.append(f"{len(unused)} image(s) left out, for only {used} are used: {first_few(unused)}")
-    if twice := [name for name in label_of if name.replace("/images/", "/") in label_of and "/images/" in name]:
-        notes.append(f"{len(twice)} image(s) are in the folder above too, and so used twice: {first_few(twice)}")
-    return ImageList(list(label_of), list(label_of.values()), notes)
+    order = sorted(label_of, key=lambda name: (mode == "train" and class_of[name], name.rpartition("/")[2], name))
+    return ImageList(order, [label_of[name] for name in order], notes)
 
 
-def _class_folders(files: Files, top: str) -> dict[str, list[str]]:
-    """Class id -> the images in TOP/<class id>/ and TOP/<class id>/images/."""
-    found: dict[str, list[str]] = {}
-    for folder, names in files.items():
-        class_id, _, rest = folder.removeprefix(f"{top}/").partition("/")
-        if folder.startswith(f"{top}/") and rest in ("", "images") and names:
-            found.setdefault(class_id, []).extend(f"{folder}/{name}" for name in names)
-    return found
-
-
-def _base_name(filename: str) -> tuple[str, str]:
-    return filename.rpartition("/")[2], filename
+def _read_annotations(root: Path, found: list[str], label_of_id: dict[str, int]) -> tuple[dict[str, int], list[str]]:
+    """The labels that val_annotations.txt gives the images found in val/images, and notes."""
+    path = root / "val" / "val_annotations.txt"
+    label_of: dict[str, int] = {}
+    unlabeled = set(found)
+    for where, line in _read_lines(path, "it must give each image of val/images its class"):
+        name, class_id = (field.strip() for field in f"{line}\t".split("\t")[:2])
+        filename = f"val/images/{name}"
+        if class_id not in label_of_id:
+            raise UserError(f"{where}: {class_id[:60]!r} is not a class; a line is: file name, tab, class id")
+        if filename not in unlabeled:
+            problem = "is listed twice" if filename in label_of else "is not in val/images"
+            raise UserError(f"{where}: {name[:60]!r} {problem}; remove the line, or unpack the dataset again")
+        unlabeled.remove(filename)
+        label_of[filename] = label_of_id[class_id]
+    note = f"{printable(path)} has no line for {first_few(sorted(unlabeled))}; left out"
+    return label_of, [note] * bool(unlabeled)
 
 
 def check_labels(root: Path, class_ids: Sequence[str], train: list[int], val: list[int], needs_val: bool) -> None:
@@ -226,7 +243,7 @@ def load_filenames_labels(mode: str, data_dir: str | Path = DEFAULT_DATA_DIR) ->
     root = check_root(data_dir)
     with disk_errors(root):
         files, _ = scan_folder(root)
-        images = list_images(root, files, mode, _list_classes(root, files))
+        images = list_images(root, files, mode, read_classes(root, files)[0])
     if not images.filenames:
         raise UserError(f"{printable(root / mode)} has no images; add some")
     warn(images.notes)

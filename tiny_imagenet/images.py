@@ -15,14 +15,7 @@ from tiny_imagenet.file_utils import disk_errors
 
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "QOI", "TGA", "PCX", "SGI")
 """Pillow knows more: some start programs, some only name the format."""
-HEIF_SUFFIXES = {
-    ".heic",
-    ".heics",
-    ".heif",
-    ".heifs",
-    ".hif",
-}  # images that Pillow cannot read: reported, not overlooked
-HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+HEIF_SUFFIXES = {".heic", ".heics", ".heif", ".heifs", ".hif"}  # Pillow cannot read them: reported, not overlooked
 MAX_PIXELS = 8192 * 8192  # decoded: about 0.5 GB; of a JPEG, after it was scaled down by decoding
 LARGE_SIDE = 8 * IMAGE_SIZE  # to which decoding may scale a JPEG down
 UPRIGHT = dict(zip(range(2, 9), map(Image.Transpose, (0, 3, 1, 5, 4, 6, 2)), strict=True))
@@ -38,7 +31,6 @@ class ImageFile(NamedTuple):
 
     pixels: np.ndarray  # (64, 64, 3) uint8
     is_grayscale: bool
-    is_scaled: bool  # whether it had another size
 
 
 class BadImageError(UserError):
@@ -49,9 +41,13 @@ class BadImageError(UserError):
         self.reason = printable(reason)
 
 
+def is_image(name: str) -> bool:
+    """Whether a file, by its name, is an image."""
+    return name.lower().endswith(_suffixes()) and not name.startswith(".")  # macOS leaves "._x.JPEG" files
+
+
 @cache
-def image_suffixes() -> tuple[str, ...]:
-    """The suffixes, in lower case, by which a file counts as an image."""
+def _suffixes() -> tuple[str, ...]:
     known = Image.registered_extensions().items()
     return tuple({suffix for suffix, form in known if form in (*FORMATS, "MPO")} | HEIF_SUFFIXES)
 
@@ -81,37 +77,31 @@ def read_image_file(path: str | Path) -> ImageFile:
                 return _decode(file)
         except IsADirectoryError:
             raise BadImageError(path, "a folder; name the images in it") from None
-        except MemoryError:
-            raise
         except Exception as error:  # Pillow raises many kinds on damaged data
             number = getattr(error, "errno", None)
-            if number and number not in UNUSABLE:
+            if isinstance(error, MemoryError) or (number and number not in UNUSABLE):
                 raise
             reason = error.strerror if number else str(error).split("\n")[0] or type(error).__name__
             raise BadImageError(path, reason) from None
 
 
 def _decode(file: BinaryIO) -> ImageFile:
-    start = file.read(12)
-    if not start:
+    if not (start := file.read(12)):
         raise ValueError("empty")
     try:
         image = Image.open(file, formats=FORMATS)
-        size = image.size
         image.draft(None, (LARGE_SIDE, LARGE_SIDE))
         if image.width * image.height > MAX_PIXELS:
             raise Image.DecompressionBombError
     except Image.DecompressionBombError:
         raise ValueError(f"too large: more than {MAX_PIXELS:,} pixels; scale it down") from None
     except Image.UnidentifiedImageError:
-        is_heif = start[4:8] == b"ftyp" and start[8:] in HEIF_BRANDS
-        problem = "HEIC, which cannot be read" if is_heif else "not an image, or of a format that cannot be read"
+        problem = "HEIC or a video" if start[4:8] == b"ftyp" else "not an image, or of a format that cannot be read"
         raise ValueError(f"{problem}; convert it to JPEG or PNG") from None
     image.load()
     bands = image.getbands()
     is_grayscale = len(bands) <= 2 and bands[0] != "P"
-    pixels = np.asarray(_turn_upright(_to_small_rgb(image), image))
-    return ImageFile(pixels, is_grayscale, size != (IMAGE_SIZE, IMAGE_SIZE))
+    return ImageFile(np.asarray(_turn_upright(_to_small_rgb(image), image)), is_grayscale)
 
 
 def _turn_upright(small: Image.Image, original: Image.Image) -> Image.Image:
