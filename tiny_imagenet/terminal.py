@@ -36,27 +36,25 @@ class LossyOutput(io.FileIO):
         return len(data)
 
 
-def lossy_stream(descriptor: int, closefd: bool = False) -> io.TextIOWrapper:
-    """A text stream to a descriptor that may be lost while the program runs."""
-    output = LossyOutput(descriptor, "w", closefd=closefd)
+def lossy_stream(descriptor: int) -> io.TextIOWrapper:
+    """A text stream to a descriptor that may be lost while the program runs; closing it leaves 1 and 2 open."""
+    output = LossyOutput(descriptor, "w", closefd=descriptor > 2)
     return io.TextIOWrapper(output, sys.stderr.encoding, errors="backslashreplace", line_buffering=True)
 
 
 class ProgressLines:
     """In place of a bar, for log files and notebooks: one line a minute."""
 
-    INTERVAL = 60  # seconds
-
     def __init__(self, total: int, description: str, unit: str, stream) -> None:
         self._line, self._stream = f"{description}: {{:,}} of {total:,} {unit}", stream
-        self._done, self._due = 0, time.monotonic() + self.INTERVAL
+        self._done, self._printed = 0, time.monotonic()
 
     def update(self, count: int = 1) -> None:
         """Counts `count` more; prints a line if one is due."""
         self._done += count
-        if time.monotonic() >= self._due:
+        if (now := time.monotonic()) >= self._printed + 60:
             print(self._line.format(self._done), file=self._stream)
-            self._due = time.monotonic() + self.INTERVAL
+            self._printed = now
 
 
 @contextmanager
@@ -66,7 +64,7 @@ def progress_bar(total: int, description: str, unit: str = "images"):
         stream = sys.stderr
         with suppress(OSError, AttributeError, ValueError):  # notebooks and tests have other streams
             if sys.stderr.fileno() == 2:
-                stream = stack.enter_context(lossy_stream(os.dup(2), closefd=True))
+                stream = stack.enter_context(lossy_stream(os.dup(2)))
         if stream.isatty():
             options = {"unit": f" {unit}", "unit_scale": True, "dynamic_ncols": True, "leave": None}
             yield stack.enter_context(tqdm(total=total, desc=description, file=stream, **options))
