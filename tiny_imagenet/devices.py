@@ -30,21 +30,18 @@ if ON_JAX:
 # One machine
 
 
-def _gpus() -> list[tuple[str, tuple[int, ...]]]:
-    """The name and the compute capability of each GPU that Keras's backend sees."""
+def _gpus() -> list[tuple[str, int]]:
+    """The name and the compute capability, without its minor number, of each GPU that Keras's backend sees."""
     if not ON_JAX:
         devices = tf.config.list_physical_devices("GPU")
         details = [tf.config.experimental.get_device_details(device) for device in devices]
-        return [(found.get("device_name", "GPU"), found.get("compute_capability", (0, 0))) for found in details]
+        return [(found.get("device_name", "GPU"), found.get("compute_capability", (0, 0))[0]) for found in details]
     try:
         devices = jax.local_devices(backend="gpu")
     except RuntimeError:  # JAX's way to say that there are none
         return []
-    texts = [str(getattr(device, "compute_capability", "0.0")) for device in devices]
-    return [
-        (device.device_kind, tuple(map(int, re.findall(r"\d+", text))))
-        for device, text in zip(devices, texts, strict=True)
-    ]
+    capabilities = [re.search(r"\d+", str(getattr(device, "compute_capability", 0))) for device in devices]
+    return [(device.device_kind, int(found[0])) for device, found in zip(devices, capabilities, strict=True)]
 
 
 def gpu_names() -> list[str]:
@@ -60,19 +57,18 @@ def _cpuinfo() -> str:
 def bfloat16_unit() -> str:
     """What makes bfloat16 faster than float32 on this machine; "" if nothing does."""
     if gpus := _gpus():
-        return "the GPU's tensor cores" if min(capability for _, capability in gpus) >= (8, 0) else ""
+        return "the GPU's tensor cores" if min(capability for _, capability in gpus) >= 8 else ""
     words = [] if ON_JAX else _cpuinfo().split()  # on a CPU, XLA converts bfloat16 to float32
     return next((f"the CPU's {unit}" for unit in ("amx_bf16", "avx512_bf16", "bf16") if unit in words), "")
 
 
 def check_gpu(required: bool) -> None:
     """Raises UserError if a GPU is required and there is none; says so if TensorFlow leaves GPUs idle."""
-    gpus, backend = gpu_names(), keras.backend.backend()
-    package = "jax[cuda13]" if ON_JAX else "tensorflow[and-cuda]==2.21.0"
+    gpus = gpu_names()
     if required and not gpus:
-        raise UserError(
-            f"require_gpu is set, but {backend} finds no GPU; run: {sys.executable} -m pip install '{package}'"
-        )
+        package = "jax[cuda13]" if ON_JAX else "tensorflow[and-cuda]==2.21.0"
+        command = f"{sys.executable} -m pip install '{package}'"
+        raise UserError(f"require_gpu is set, but {keras.backend.backend()} finds no GPU; run: {command}")
     if len(gpus) > 1 and not ON_JAX:
         print(f"TensorFlow trains on one of the {len(gpus)} GPUs; to use all of them, set KERAS_BACKEND=jax")
 
