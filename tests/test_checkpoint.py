@@ -69,8 +69,7 @@ def test_a_failed_write_keeps_the_previous_version_and_leaves_nothing_else(tmp_p
         temporary.write_text("half")
         raise OSError(28, "No space left on device")
 
-    path = tmp_path / "file.txt"
-    path.write_text("old")
+    (path := tmp_path / "file.txt").write_text("old")
     with pytest.raises(UserError, match="file.txt .No space left on device.; the previous version is kept; free some"):
         file_utils.write_atomically(path, write)
     assert (path.read_text(), list(tmp_path.iterdir())) == ("old", [path])
@@ -168,8 +167,14 @@ def pickle_code(_):
     return file.getvalue()
 
 
+def fill_the_memory(_):
+    np.savez_compressed(file := io.BytesIO(), large=np.zeros(10**6))
+    return file.getvalue()
+
+
 DAMAGES = [(file, damage, "") for file in ("arrays.npz", "state.json") for damage in (lambda c: c[:99], lambda _: b"")]
 DAMAGES += [("arrays.npz", flip_a_bit, "Bad CRC-32.*fc1/kernel"), ("arrays.npz", pickle_code, "allow_pickle=False")]
+DAMAGES += [("arrays.npz", fill_the_memory, "it expands to 8,")]
 
 
 @pytest.mark.parametrize(("file", "damage", "words"), DAMAGES)
