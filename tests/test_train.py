@@ -138,7 +138,7 @@ def test_a_new_file_is_a_new_model_and_the_run_says_what_it_did(sample_dir, tmp_
 def test_a_run_without_terminal_input_or_output_ignores_a_hangup_and_stops_on_a_clusters_warning(config):
     """As nohup starts it, then with everything closed."""
     words = [sys.executable, str(ROOT / "train.py"), "--data-dir", config.data_dir, "--runs-dir", config.runs_dir]
-    words += ["--model-name", config.model_name, "--num-epochs", "9999999", "--eval-interval", "99999999"]
+    words += ["--model-name", config.model_name, "--num-epochs", "9999999", "--eval-interval", "9999999"]
     closed = f"trap '' HUP; exec {shlex.join([*words, '--batch-size', '20', '--summary-interval', '9'])} <&- >&- 2>&-"
     process, log = subprocess.Popen(["sh", "-c", closed]), config.run_dir / "log.txt"
     for number, awaited in ((signal.SIGHUP, "step 9:"), (signal.SIGUSR1, "step 99:")):

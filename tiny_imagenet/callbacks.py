@@ -99,7 +99,7 @@ class StepCallback(keras.callbacks.Callback):
         total_steps: of the whole run.
         state: how far the run is; it is updated.
         summaries, checkpoints, log: what is written to.
-        histograms: of what.
+        histograms: the arrays whose distributions are logged.
         stop: whether a signal was received.
         start_time: of the program, by `time.perf_counter`.
     """
@@ -123,7 +123,7 @@ class StepCallback(keras.callbacks.Callback):
         self._unread: dict[str, Any] | None = None  # logs of the step before
         self._since = 0, 0.0  # the step and the time from which speed is measured
         self.training: dict[str, float] = {}
-        """The training metrics since the last point, when this step is evaluated."""
+        """At an evaluation, the training metrics since the last point of the curves."""
 
     def seconds(self) -> float:
         """How long the run has trained, over all resumes."""
@@ -211,9 +211,9 @@ class StepCallback(keras.callbacks.Callback):
         self._checkpoints.wait()
         saved, config = find_checkpoint(self._config.run_dir, None), self._config
         advice = f"another --config-name and a lower --lr (now {self._state.control.lr:g})"
-        advice += f" or --reg (now {config.reg:g})" if config.reg > BASE.reg else ""
-        advice += f" or --weight-decay (now {config.weight_decay:g})" if config.weight_decay else ""
-        advice += " or --precision mixed_bfloat16" if config.precision == "mixed_float16" else ""
+        advice += f" or --reg (now {config.reg:g})" * (config.reg > BASE.reg)
+        advice += f" or --weight-decay (now {config.weight_decay:g})" * (config.weight_decay > 0)
+        advice += " or --precision mixed_bfloat16" * (config.precision == "mixed_float16")
         kept = f"checkpoint {saved.name} is kept" if saved else "there is no checkpoint yet"
         raise UserError(f"{what} is {value} at step {step:,}; {kept}; try {advice}")
 

@@ -91,7 +91,7 @@ class RunLog(AbstractContextManager):
     def print_evaluation(
         self, step: int, training: dict[str, float], validation: dict[str, float], learning_rate: float
     ) -> None:
-        """One line per evaluation; the training metrics are those of the last point of the curves."""
+        """One line per evaluation; the training metrics are those since the last point of the curves."""
         self.print(
             f"{_training_text(step, training)}; validation loss {validation['data_loss']:.3f}, "
             f"top-1 {validation['top_1']:.2%}, top-5 {validation['top_5']:.2%}; learning rate {learning_rate:.3g}; "
