@@ -36,9 +36,9 @@ class LossyOutput(io.FileIO):
         return len(data)
 
 
-def lossy_stream(descriptor: int) -> io.TextIOWrapper:
-    """A text stream to a descriptor that may be lost while the program runs; closing it leaves 1 and 2 open."""
-    output = LossyOutput(descriptor, "w", closefd=descriptor > 2)
+def lossy_stream(descriptor: int, closefd: bool = False) -> io.TextIOWrapper:
+    """A text stream to a descriptor that may be lost while the program runs."""
+    output = LossyOutput(descriptor, "w", closefd=closefd)
     return io.TextIOWrapper(output, sys.stderr.encoding, errors="backslashreplace", line_buffering=True)
 
 
@@ -64,7 +64,7 @@ def progress_bar(total: int, description: str, unit: str = "images"):
         stream = sys.stderr
         with suppress(OSError, AttributeError, ValueError):  # notebooks and tests have other streams
             if sys.stderr.fileno() == 2:
-                stream = stack.enter_context(lossy_stream(os.dup(2)))
+                stream = stack.enter_context(lossy_stream(os.dup(2), closefd=True))
         if stream.isatty():
             options = {"unit": f" {unit}", "unit_scale": True, "dynamic_ncols": True, "leave": None}
             yield stack.enter_context(tqdm(total=total, desc=description, file=stream, **options))
