@@ -116,15 +116,15 @@ def train(
                     if config.schedule != "plateau" or metrics["top_1"] > state.best_val_acc:
                         checkpoints.wait()  # a checkpoint that is being written holds the model before this one
                         save_model(model, config)
-                callback.log_evaluation(model, metrics)
+                callback.log_evaluation(metrics)
 
                 # Cut the learning rate if there is no progress; save a checkpoint
                 state.record_evaluation(metrics["top_1"], cut_on_plateau=config.schedule == "plateau")
                 if config.schedule == "plateau":
                     set_learning_rate(model, state.control.lr)
                 callback.save(model)
-                log.print_evaluation(state.step, callback.last_point, metrics, callback.learning_rate(model))
-                log.warn_of_wrong_labels(callback.last_point["top_1"], metrics["top_1"], data)
+                log.print_evaluation(state.step, callback.training, metrics, callback.learning_rate(model))
+                log.warn_of_wrong_labels(callback.training["top_1"], metrics["top_1"], data)
 
             if stop.received and not state.done(total_steps):
                 callback.save(model)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tiny_imagenet import file_utils
-from tiny_imagenet.checkpoint import CheckpointManager, TrainState, parse_state, variables
+from tiny_imagenet.checkpoint import CheckpointManager, TrainState, check_length, parse_state, variables
 from tiny_imagenet.config import TrainConfig
 from tiny_imagenet.errors import UserError
 from tiny_imagenet.run_dir import list_checkpoints
@@ -69,8 +69,7 @@ def test_a_failed_write_keeps_the_previous_version_and_leaves_nothing_else(tmp_p
         temporary.write_text("half")
         raise OSError(28, "No space left on device")
 
-    path = tmp_path / "file.txt"
-    path.write_text("old")
+    (path := tmp_path / "file.txt").write_text("old")
     with pytest.raises(UserError, match="file.txt .No space left on device.; the previous version is kept; free some"):
         file_utils.write_atomically(path, write)
     assert (path.read_text(), list(tmp_path.iterdir())) == ("old", [path])
@@ -145,12 +144,14 @@ def test_no_file_but_logs_is_cut(config, tmp_path, capsys):
     assert capsys.readouterr().err.count("lost points") == 3
 
 
-def test_a_run_that_now_ends_before_the_checkpoint_is_refused(config, model):
-    save(config, model, 3)
-    for total_steps in (2, 3):  # 3: without an evaluation there
-        with pytest.raises(UserError, match=f"{total_steps} steps .* raise --num-epochs"):
-            restore(config, model, total_steps=total_steps)
-    assert restore(config, model, total_steps=4).step == 3
+@pytest.mark.parametrize(("step", "num_evaluations", "wrong", "right"), [(3, 0, (2, 3), 4), (3, 1, (2, 4), 3)])
+def test_a_run_of_another_length_is_not_resumed_where_its_evaluations_differ(step, num_evaluations, wrong, right):
+    """Every four steps and at the end."""
+    config, state = TrainConfig(eval_interval=4), TrainState(TrainControl(0.1, [0.5] * num_evaluations), step)
+    check_length(Path("there"), state, config, right)
+    for total_steps in wrong:
+        with pytest.raises(UserError, match=f"^there is not of a run of {total_steps} steps .*--num-epochs it was sav"):
+            check_length(Path("there"), state, config, total_steps)
 
 
 # Damage
@@ -166,8 +167,14 @@ def pickle_code(_):
     return file.getvalue()
 
 
+def fill_the_memory(_):
+    np.savez_compressed(file := io.BytesIO(), large=np.zeros(10**6))
+    return file.getvalue()
+
+
 DAMAGES = [(file, damage, "") for file in ("arrays.npz", "state.json") for damage in (lambda c: c[:99], lambda _: b"")]
 DAMAGES += [("arrays.npz", flip_a_bit, "Bad CRC-32.*fc1/kernel"), ("arrays.npz", pickle_code, "allow_pickle=False")]
+DAMAGES += [("arrays.npz", fill_the_memory, "it expands to 8,")]
 
 
 @pytest.mark.parametrize(("file", "damage", "words"), DAMAGES)

@@ -32,8 +32,8 @@ def test_several_processes_need_jax_and_settings_that_fit(monkeypatch):
     monkeypatch.setattr(devices, "ON_JAX", True)
     monkeypatch.setattr(devices, "jax", pytest.importorskip("jax"), raising=False)
     for address, process_id, words in (
-        ("localhost:1", None, "set all of --coordinator-address"),
-        (None, 0, "set all of --coordinator-address"),
+        ("localhost:1", None, "process id .*must be defined.*check"),
+        (None, 0, "coordinator_address should be defined.*check"),
         ("localhost:1", 2, "process_id=2.*check"),
         ("localhost:http", 1, "'localhost:http'; .*HOST:PORT"),
     ):
@@ -128,7 +128,6 @@ def test_two_processes_and_then_two_devices_train_as_one_device(one):
     flags = f"{QUICK_TO_COMPILE} --xla_force_host_platform_device_count=2"
     output = finish(start(two, "--resume", backend="jax", signal_at=(0, 0), XLA_FLAGS=flags))
     assert f"resumed at step {step}" in output
-    assert "on 2 devices, 10 images each" in output
     hardware = json.loads((two.run_dir / "config.json").read_text())["hardware"]
     assert "2 devices, 2 processes" in hardware and "2 devices, 1 processes" in hardware
     assert_near(two.run_dir, one.run_dir)

@@ -16,7 +16,6 @@ from tensorboard.util.tensor_util import make_ndarray
 
 import vgg_16
 from tiny_imagenet import ROOT
-from tiny_imagenet.callbacks import StopSignals
 from tiny_imagenet.checkpoint import CheckpointManager
 from tiny_imagenet.config import TrainConfig, differences
 from tiny_imagenet.model_io import load_run
@@ -183,15 +182,3 @@ def test_a_run_that_was_killed_and_then_stopped(reference, sample_dir, tmp_path,
     seconds = read_seconds(config.run_dir)
     train(config, resume=True)
     assert read_seconds(config.run_dir) == seconds  # it had ended
-
-
-def test_the_second_ctrl_c_stops_at_once():
-    before = signal.getsignal(signal.SIGINT)
-    with StopSignals() as stop:
-        assert not stop.requested(1)
-        signal.raise_signal(signal.SIGINT)
-        assert stop.requested(2)
-        assert stop.received == signal.SIGINT
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before

@@ -68,15 +68,14 @@ def test_a_run_is_not_overwritten_even_without_its_config(run, config, data):
 # Resuming: what is refused
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"random_flip": False, "num_epochs": 7}, "random_flip was True, now False"),
-        ({"lr": 0.5, "momentum": 0.1}, "lr was 0.01, now 0.5; momentum was 0.9, now 0.1"),
-        ({"schedule": "cosine", "num_epochs": 7}, "num_epochs was 50, now 7; schedule was plateau, now cosine"),
-        ({"init_from": "runs/other"}, "init_from was none, now runs/other"),
-    ],
-)
+CHANGES = [
+    ({"random_flip": False, "num_epochs": 7}, "random_flip was True, now False"),
+    ({"lr": 0.5, "init_from": "runs/other"}, "lr was 0.01, now 0.5; init_from was none, now runs/other"),
+    ({"schedule": "cosine", "num_epochs": 7}, "num_epochs was 50, now 7; schedule was plateau, now cosine"),
+]
+
+
+@pytest.mark.parametrize(("changes", "words"), CHANGES)
 def test_settings_that_change_the_result_are_refused_by_name(run, config, data, changes, words):
     before = (run / "config.json").read_bytes()
     refusal = f"^cannot resume {run}: {words}; start a new run with another --config-name"
@@ -88,19 +87,15 @@ def test_settings_that_change_the_result_are_refused_by_name(run, config, data, 
     assert (run / "config.json").read_bytes() == before
 
 
-@pytest.mark.parametrize("place", ["metrics.jsonl", "checkpoints/step_00000001/arrays.npz", "source/train.py"])
-def test_links_pipes_and_devices_are_refused(run, config, data, tmp_path, place):
-    path = write(run / place, "")
-    for make in (os.mkfifo, lambda path: path.symlink_to("/dev/zero"), lambda path: path.symlink_to(tmp_path / "mine")):
-        path.unlink()
-        make(path)
-        with pytest.raises(UserError, match=f"{path} is a link, a pipe or a device, which no run creates; remove it"):
-            resume(config, data)
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_links_pipes_and_devices_are_refused(run, config, data, make):
+    path = run / "source" / "mine"
+    make(path)
+    with pytest.raises(UserError, match=f"{path} is a link, a pipe or a device, which no run creates; remove it"):
+        resume(config, data)
     (run / "config.json").unlink()
-    shutil.rmtree(run / "checkpoints")
-    if path.is_symlink():
-        with pytest.raises(UserError, match="is a link, a pipe or a device"):
-            create_run(config, data)
+    with pytest.raises(UserError, match="is a link, a pipe or a device"):
+        create_run(config, data)
 
 
 def test_other_data_and_another_backend_are_refused(run, config, data, monkeypatch):
@@ -136,26 +131,24 @@ def test_a_second_process_is_refused_and_touches_nothing(run, config, data):
 
 
 def test_settings_that_change_no_step_may_change(run, config, data, capsys):
-    changed = replace(config, num_epochs=7, summary_interval=3, histogram_interval=2, checkpoint_interval=9)
-    changed = replace(changed, keep_checkpoints=5, require_gpu=True, skip_bad_images=True)
+    changed = replace(config, num_epochs=7, summary_interval=3, keep_checkpoints=5, require_gpu=True)
     resume(changed, data)
     assert read_config(run)[0] == changed
     assert capsys.readouterr().err == ""
 
 
 def test_other_sources_versions_and_hardware_are_warned_of_and_recorded(run, config, data, monkeypatch, capsys):
-    for name in ("losses", "evaluate", "resnet_18", "tiny_imagenet/plots"):  # no step depends on the last three
-        (run / "source" / f"{name}.py").write_text("# another one")
-    (run / "source" / "tiny_imagenet" / "layers.py").unlink()
+    (run / "source" / "losses.py").write_text("# another one")
+    write(run / "source" / "tiny_imagenet" / "removed_since.py", "")
     then, first = run_dir.versions(), run_dir.describe_hardware()
     monkeypatch.setattr(run_dir, "versions", lambda: then | {"python": "3.14.0", "keras": "9.0"})
     monkeypatch.setenv("OMP_NUM_THREADS", "7")  # it changes the order of sums
     second = f"{first}, OMP_NUM_THREADS=7"
     changes = f"python was {then['python']}, now 3.14.0; keras was {keras.__version__}, now 9.0; "
-    changes += f"the hardware was {first}, now {second}; sources changed: losses.py, layers.py"
+    changes += f"hardware was {first}, now {second}; sources changed: losses.py, tiny_imagenet/removed_since.py"
     for _ in range(2):
         resume(config, data)
-        warning = f"warning: {run} is resumed in another environment, so not bit for bit: {changes}\n"
+        warning = f"warning: {run} is resumed in another environment, so perhaps not bit for bit: {changes}\n"
         assert capsys.readouterr().err == warning
         description = read_config(run)[1]
         assert description.resumed == (changes,)  # once
@@ -163,16 +156,8 @@ def test_other_sources_versions_and_hardware_are_warned_of_and_recorded(run, con
         assert description.versions == then  # those with which it began
 
 
-def test_a_model_that_builds_on_another_depends_on_its_file_too(config, data, capsys):
-    config = replace(config, model_name="vgg_16_bn")
-    for name in ("vgg_16", "resnet_18"):
-        (create_run(replace(config, config_name=name), data) / "source" / f"{name}.py").unlink()
-        resume(replace(config, config_name=name), data)
-    assert [line.rpartition(": ")[2] for line in capsys.readouterr().err.splitlines()] == ["vgg_16.py"]
-
-
 def test_a_disk_that_is_full_names_the_copy_of_the_sources(config, data):
-    with file_size_limit(100), pytest.raises(UserError, match=f"^{config.run_dir}/source/evaluate.py: File too large"):
+    with file_size_limit(100), pytest.raises(UserError, match=rf"^{config.run_dir}/source/\w+.py: File too large"):
         create_run(config, data)
 
 
@@ -190,26 +175,16 @@ def test_a_checkpoint_is_found_by_its_name(run):
             find_checkpoint(run, name)
 
 
+CONFIG_CHANGES = [{"class_ids": 3}, {"class_names": [1]}, {"data": {"train": 1, "val": 1}}, {"data": None}]
+CONFIG_CHANGES += [{"hardware": []}, {"versions": {"keras": 3}}]
+CONFIG_CHANGES += [{"config": value} for value in ([], {"speed": 1}, {"lr": "x"})]
+
+
 def test_a_damaged_or_missing_config_is_named(run, config, data):
     path = run / "config.json"
     whole = json.loads(path.read_text())
-    changes = [
-        {"class_ids": 3},
-        {"class_names": [1]},
-        {"data": {"train": 1, "val": 1}},
-        {"data": None},
-        {"hardware": []},
-    ]
-    changes += [{"config": []}, {"config": {"speed": 1}}, {"config": {"lr": "x"}}, {"versions": {"keras": 3}}]
-    for content in (
-        "",
-        "[1]",
-        "\0",
-        "{}",
-        "[" * 10**5,
-        "9" * 5000,
-        *(json.dumps(whole | change) for change in changes),
-    ):
+    changed = [json.dumps(whole | change) for change in CONFIG_CHANGES]
+    for content in ("", "[1]", "\0", "{}", "[" * 10**5, "9" * 5000, *changed):
         path.write_text(content)
         with pytest.raises(UserError, match=f"^{path}: |^{path} is damaged: .*; restore the original file$"):
             resume(config, data)
@@ -223,22 +198,25 @@ def test_a_damaged_or_missing_config_is_named(run, config, data):
     assert not (run.parent / "nowhere").exists()
 
 
-def test_a_run_has_ended_if_its_last_line_says_so(run):
-    path = run / "metrics.jsonl"
+END = '{"split": "end", "seconds": %s}'
+DAMAGES = [END % value for value in ('"x"', "NaN", "1e400", "9" * 400, "9" * 5000, "true", "null")]
+DAMAGES += ['{"split"', '{"split": "end"}', "[]", '{"split": "stop", "seconds": 1}', "[" * 10**5]
+
+
+def test_a_run_has_ended_if_its_last_line_says_so(tmp_path):
+    path = tmp_path / "metrics.jsonl"
     for text, seconds in (("", 0.0), ('{"split": "train", "seconds": 3}\n', 3.0)):
         path.write_text(text)
-        assert run_dir.read_seconds(run) == seconds
+        assert run_dir.read_seconds(tmp_path) == seconds
         with pytest.raises(UserError, match="has not finished training; continue it with train.py --resume"):
-            run_dir.check_ended(run)
-    path.write_text('not read\n{"split": "end", "seconds": 5.5}\n')
-    run_dir.check_ended(run)
-    end = '{"split": "end", "seconds": %s}'
-    damages = [end % value for value in ('"x"', "NaN", "1e400", "9" * 400, "9" * 5000, "true", "null")]
-    for damage in ('{"split"', '{"split": "end"}', "[]", '{"split": "stop", "seconds": 1}', "[" * 10**5, *damages):
+            run_dir.check_ended(tmp_path)
+    path.write_text("not read\n" + END % 5.5)
+    run_dir.check_ended(tmp_path)
+    for damage in DAMAGES:
         path.write_text(damage)
         with pytest.raises(UserError, match=f"^{path} is damaged: .*; restore the original file$"):
-            run_dir.read_seconds(run)
+            run_dir.read_seconds(tmp_path)
     path.unlink()
     path.mkdir()
     with pytest.raises(UserError, match="metrics.jsonl is not a regular file"):
-        run_dir.read_seconds(run)
+        run_dir.read_seconds(tmp_path)

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import keras
@@ -99,7 +99,7 @@ class StepCallback(keras.callbacks.Callback):
         total_steps: of the whole run.
         state: how far the run is; it is updated.
         summaries, checkpoints, log: what is written to.
-        histograms: None: no histograms between evaluations.
+        histograms: the arrays whose distributions are logged.
         stop: whether a signal was received.
         start_time: of the program, by `time.perf_counter`.
     """
@@ -121,10 +121,9 @@ class StepCallback(keras.callbacks.Callback):
         self._summaries, self._checkpoints, self._log, self._histograms = summaries, checkpoints, log, histograms
         self._start_time = start_time - state.seconds
         self._unread: dict[str, Any] | None = None  # logs of the step before
-        self._running: list | None = None  # metrics since the last point, which `fit` resets
-        self._window_steps, self._window_seconds = 0, 0.0  # since the last point, without evaluations
-        self.last_point: dict[str, float] = {}
-        """The last point of the training curves; before the first, the metrics so far."""
+        self._since = 0, 0.0  # the step and the time from which speed is measured
+        self.training: dict[str, float] = {}
+        """At an evaluation, the training metrics since the last point of the curves."""
 
     def seconds(self) -> float:
         """How long the run has trained, over all resumes."""
@@ -141,35 +140,35 @@ class StepCallback(keras.callbacks.Callback):
         return step % self._config.eval_interval == 0 or step == self._total_steps
 
     def on_train_begin(self, logs: dict | None = None) -> None:
-        """Keeps the metrics, which `fit` is about to reset, and notes where this call of `fit` ends."""
-        self._running = [ops.convert_to_numpy(variable) for variable in self.model.metrics_variables]
-        self._end = self.interval_end()
+        """Keeps the metrics, which `fit` is about to reset."""
+        self._kept = ExitStack()
+        self._kept.enter_context(running_metrics(self.model))
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         """Restores the metrics."""
-        for variable, value in zip(self.model.metrics_variables, self._running, strict=True):
-            variable.assign(value)
-        self._since = time.perf_counter()
+        self._kept.close()
+        self._since = self._state.step, time.perf_counter()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any]) -> None:
         """`logs`: means since the last point, on the device; reading them waits for the step."""
+        end = self.interval_end()
         step = self._state.count_step()
-        self._window_steps += 1
-        at_end, stop = step == self._end, self._stop.requested(step)
+        stop = self._stop.requested(step)
         point, save = step % self._config.summary_interval == 0, step % self._config.checkpoint_interval == 0
-        due = point or save or at_end or stop
+        due = point or save or stop or step == end
         values = self._read(self._unread, step - 1)  # while the device computes this step
         self._unread = None if due else logs
         values = self._read(logs, step) if due else values
         self._log.update_bar(step, values)
+        if due:
+            first_step, start = self._since
+            speed = (step - first_step) * self._config.batch_size / (time.perf_counter() - start)
+            self.training = select_metrics(values) | {"images_per_second": speed}
         if point:
-            self._write_point(values)
-        if self._config.histogram_interval and step % self._config.histogram_interval == 0 and is_main_process():
+            self._write_point()
+        interval = self._config.histogram_interval
+        if is_main_process() and (step % interval == 0 if interval else self.evaluation_due()):
             self._summaries.histograms(step, self._histograms.arrays(self.model))
-        if at_end:
-            self._window_seconds += time.perf_counter() - self._since
-            if "learning_rate" not in self.last_point:  # no point yet
-                self.last_point = select_metrics(values) | {"images_per_second": self._images_per_second()}
         if stop:
             self.model.stop_training = True
         elif save and not self.evaluation_due() and not self._checkpoints.busy():
@@ -181,26 +180,17 @@ class StepCallback(keras.callbacks.Callback):
             self.check_finite("the loss", values["loss"], step)
         return values
 
-    def _images_per_second(self) -> float:
-        return self._window_steps * self._config.batch_size / self._window_seconds
-
-    def _write_point(self, logs: dict[str, float]) -> None:
+    def _write_point(self) -> None:
         """Adds a point to the training curves: means over the last `summary_interval` steps; resets the means."""
-        now = time.perf_counter()
-        self._window_seconds += now - self._since
-        values = select_metrics(logs) | l2_penalties(self.model) | {"learning_rate": self.learning_rate(self.model)}
-        speed = {"images_per_second": self._images_per_second()}
-        self._summaries.scalars("train", self._state.step, values, speed | {"seconds": self.seconds()})
+        values = self.training | l2_penalties(self.model) | {"learning_rate": self.learning_rate(self.model)}
+        self._summaries.scalars("train", self._state.step, values | {"seconds": self.seconds()})
+        self._log.print_point(self._state.step, self.training)
         self.model.reset_metrics()
-        self.last_point = values | speed
-        self._log.print_point(self._state.step, self.last_point)
-        self._window_steps, self._window_seconds, self._since = 0, 0.0, now
+        self._since = self._state.step, time.perf_counter()
 
-    def log_evaluation(self, model: keras.Model, metrics: dict[str, float]) -> None:
-        """Adds a point to the validation curves, and histograms unless they have their own interval."""
-        self._summaries.scalars("validation", self._state.step, metrics, {"seconds": self.seconds()})
-        if not self._config.histogram_interval and is_main_process():
-            self._summaries.histograms(self._state.step, self._histograms.arrays(model))
+    def log_evaluation(self, metrics: dict[str, float]) -> None:
+        """Adds a point to the validation curves."""
+        self._summaries.scalars("validation", self._state.step, metrics | {"seconds": self.seconds()})
 
     def learning_rate(self, model: keras.Model) -> float:
         """The learning rate of the next step."""
@@ -221,9 +211,9 @@ class StepCallback(keras.callbacks.Callback):
         self._checkpoints.wait()
         saved, config = find_checkpoint(self._config.run_dir, None), self._config
         advice = f"another --config-name and a lower --lr (now {self._state.control.lr:g})"
-        advice += f" or --reg (now {config.reg:g})" if config.reg > BASE.reg else ""
-        advice += f" or --weight-decay (now {config.weight_decay:g})" if config.weight_decay else ""
-        advice += " or --precision mixed_bfloat16" if config.precision == "mixed_float16" else ""
+        advice += f" or --reg (now {config.reg:g})" * (config.reg > BASE.reg)
+        advice += f" or --weight-decay (now {config.weight_decay:g})" * (config.weight_decay > 0)
+        advice += " or --precision mixed_bfloat16" * (config.precision == "mixed_float16")
         kept = f"checkpoint {saved.name} is kept" if saved else "there is no checkpoint yet"
         raise UserError(f"{what} is {value} at step {step:,}; {kept}; try {advice}")
 

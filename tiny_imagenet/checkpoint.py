@@ -60,10 +60,6 @@ class TrainState:
         if cut_on_plateau:
             self.control.update_lr()
 
-    def ended_early(self, eval_interval: int) -> bool:
-        """Whether the last evaluation was at the end of the run, before a whole interval was over."""
-        return len(self.control.val_accs) > self.step // eval_interval
-
 
 def variables(model: keras.Model) -> dict[str, keras.Variable]:
     """Everything that a step reads and changes, by name: weights, seeds, slots of the optimizer, running metrics."""
@@ -130,9 +126,8 @@ class CheckpointManager:
 
     def wait(self) -> None:
         """Returns when the last checkpoint is on disk; raises UserError if it could not be written."""
-        saving, self._saving = self._saving, None
-        if saving:
-            saving.result()
+        if self._saving:
+            self._saving.result()
 
     def close(self) -> None:
         """Ends the thread, after the last checkpoint is written."""
@@ -153,7 +148,7 @@ class CheckpointManager:
         state, log_sizes = TrainState(TrainControl(self._config.lr)), {}
         if path:
             arrays, state, log_sizes = read_checkpoint(path)
-            _check_length(path, state, self._config, total_steps)
+            check_length(path, state, self._config, total_steps)
             restore_variables(model, arrays, path)
         if is_main_process():
             with suppress(UserError):  # a damaged log: the checkpoint's own time counts
@@ -200,22 +195,19 @@ def parse_state(values: dict[str, Any], name: str) -> tuple[TrainState, dict[str
     """What the state.json of checkpoint `name` says; raises ValueError if that is not all of a state."""
     state = convert(TrainState, values, "state.json")
     log_sizes = convert(dict[str, int], values.get("log_sizes"), "log_sizes")
-    if f"step_{state.step:08d}" != name or min(log_sizes.values(), default=0) < 0:
-        raise ValueError(f"state.json is of step {state.step}")
-    if missing := [name for name, value in asdict(state).items() if values.get(name) != value]:
-        raise ValueError(f"state.json lacks {missing[0]!r}")
+    negative = min(log_sizes.values(), default=0) < 0
+    if negative or name != f"step_{state.step:08d}" or values != asdict(state) | {"log_sizes": log_sizes}:
+        raise ValueError("state.json is not as it was written")
     return state, log_sizes
 
 
-def _check_length(path: Path, state: TrainState, config: TrainConfig, total_steps: int) -> None:
-    """Raises UserError if num_epochs has changed so that the run cannot continue from this checkpoint."""
-    early = state.ended_early(config.eval_interval)
-    if state.step > total_steps or (state.step == total_steps and state.step % config.eval_interval and not early):
-        what = f"{total_steps:,} steps (num_epochs {config.num_epochs}) end before {path} or without evaluation there"
-        raise UserError(f"{what}; raise --num-epochs, or use an older checkpoint with --resume-from")
-    if state.step < total_steps and early:
-        what = f"{path} was evaluated at the end of a shorter run, in the middle of an eval_interval"
-        raise UserError(f"{what}; use an older checkpoint with --resume-from, or the old --num-epochs")
+def check_length(path: Path, state: TrainState, config: TrainConfig, total_steps: int) -> None:
+    """Raises UserError if num_epochs has changed so that a run of this length would not have been evaluated as here."""
+    evaluations, rest = divmod(state.step, config.eval_interval)
+    evaluations += state.step == total_steps and rest > 0  # at the end, after a shorter interval
+    if state.step > total_steps or len(state.control.val_accs) != evaluations:
+        what = f"{path} is not of a run of {total_steps:,} steps (num_epochs {config.num_epochs})"
+        raise UserError(f"{what}; use the --num-epochs it was saved with, or an older checkpoint with --resume-from")
 
 
 def restore_variables(model: keras.Model, arrays: dict[str, np.ndarray], path: Path) -> None:
@@ -229,9 +221,8 @@ def restore_variables(model: keras.Model, arrays: dict[str, np.ndarray], path: P
     for name in sorted(targets.keys() | saved.keys()):
         here, there = (tuple(part[name].shape) if name in part else None for part in (targets, saved))
         if here != there:
-            raise UserError(
-                f"{path} is of another model: {name!r} has shape {there}, not {here}; {_alternative_to(path)}"
-            )
+            what = f"{path} is of another model: {name!r} has shape {there}, not {here}"
+            raise UserError(f"{what}; {_alternative_to(path)}")
     for name, variable in targets.items():
         variable.assign(saved[name])
 

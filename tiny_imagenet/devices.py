@@ -6,6 +6,7 @@ and its share of each batch. Process 0 writes the run's folder. Under TensorFlow
 
 import os
 import platform
+import re
 import sys
 from collections import Counter
 from contextlib import contextmanager
@@ -29,48 +30,45 @@ if ON_JAX:
 # One machine
 
 
-def gpu_names() -> list[str]:
-    """The GPUs that Keras's backend sees."""
-    return (
-        [device.device_kind for device in _jax_gpus()] if ON_JAX else [d.get("device_name", "GPU") for d in _tf_gpus()]
-    )
-
-
-def _tf_gpus() -> list[dict]:
-    return [tf.config.experimental.get_device_details(device) for device in tf.config.list_physical_devices("GPU")]
-
-
-def _jax_gpus() -> list:
+def _gpus() -> list[tuple[str, int]]:
+    """The name and the compute capability, without its minor number, of each GPU that Keras's backend sees."""
+    if not ON_JAX:
+        devices = tf.config.list_physical_devices("GPU")
+        details = [tf.config.experimental.get_device_details(device) for device in devices]
+        return [(found.get("device_name", "GPU"), found.get("compute_capability", (0, 0))[0]) for found in details]
     try:
-        return jax.local_devices(backend="gpu")
+        devices = jax.local_devices(backend="gpu")
     except RuntimeError:  # JAX's way to say that there are none
         return []
+    capabilities = [re.search(r"\d+", str(getattr(device, "compute_capability", 0))) for device in devices]
+    return [(device.device_kind, int(found[0])) for device, found in zip(devices, capabilities, strict=True)]
+
+
+def gpu_names() -> list[str]:
+    """The GPUs that Keras's backend sees."""
+    return [name for name, _ in _gpus()]
+
+
+def _cpuinfo() -> str:
+    path = Path("/proc/cpuinfo")
+    return path.read_text() if path.exists() else ""
 
 
 def bfloat16_unit() -> str:
     """What makes bfloat16 faster than float32 on this machine; "" if nothing does."""
-    if ON_JAX and (gpus := _jax_gpus()):
-        found = [str(getattr(device, "compute_capability", "0.0")) for device in gpus]
-        capabilities = [tuple(map(int, text.split("."))) for text in found]
-    else:
-        capabilities = [] if ON_JAX else [details.get("compute_capability", (0, 0)) for details in _tf_gpus()]
-    if capabilities:
-        return "the GPU's tensor cores" if min(capabilities) >= (8, 0) else ""
-    if ON_JAX:
-        return ""  # on a CPU, XLA converts bfloat16 to float32
-    cpuinfo = Path("/proc/cpuinfo")
-    words = cpuinfo.read_text().split() if cpuinfo.exists() else []
+    if gpus := _gpus():
+        return "the GPU's tensor cores" if min(capability for _, capability in gpus) >= 8 else ""
+    words = [] if ON_JAX else _cpuinfo().split()  # on a CPU, XLA converts bfloat16 to float32
     return next((f"the CPU's {unit}" for unit in ("amx_bf16", "avx512_bf16", "bf16") if unit in words), "")
 
 
 def check_gpu(required: bool) -> None:
     """Raises UserError if a GPU is required and there is none; says so if TensorFlow leaves GPUs idle."""
-    gpus, backend = gpu_names(), keras.backend.backend()
-    package = "jax[cuda13]" if ON_JAX else "tensorflow[and-cuda]==2.21.0"
+    gpus = gpu_names()
     if required and not gpus:
-        raise UserError(
-            f"require_gpu is set, but {backend} finds no GPU; run: {sys.executable} -m pip install '{package}'"
-        )
+        package = "jax[cuda13]" if ON_JAX else "tensorflow[and-cuda]==2.21.0"
+        command = f"{sys.executable} -m pip install '{package}'"
+        raise UserError(f"require_gpu is set, but {keras.backend.backend()} finds no GPU; run: {command}")
     if len(gpus) > 1 and not ON_JAX:
         print(f"TensorFlow trains on one of the {len(gpus)} GPUs; to use all of them, set KERAS_BACKEND=jax")
 
@@ -83,10 +81,8 @@ def versions() -> dict[str, str]:
 
 def describe_hardware() -> str:
     """CPU and cores, GPUs, how many devices and processes, and environment variables that change how sums round."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    parts = [f"{len(os.sched_getaffinity(0))} cores", names[0] if names else platform.machine()]
+    model = re.search(r"^model name\s*: (.*)", _cpuinfo(), re.MULTILINE)
+    parts = [f"{len(os.sched_getaffinity(0))} cores", model[1].strip() if model else platform.machine()]
     parts += [f"{count} x {name}" if count > 1 else name for name, count in Counter(gpu_names()).items()]
     if device_count() > 1:
         parts.append(f"{device_count()} devices, {shard()[1]} processes")
@@ -124,8 +120,6 @@ class Processes:
             return
         if not ON_JAX:
             raise UserError("several processes need JAX; set KERAS_BACKEND=jax")
-        if None in given and given != (None, None, None):
-            raise UserError("set all of --coordinator-address, --num-processes and --process-id, or only --distributed")
         host, _, port = (self.coordinator_address or "host:1").rpartition(":")
         if not host or not port.isdecimal() or int(port) >= 2**16:  # JAX would abort
             raise UserError(f"--coordinator-address is {self.coordinator_address!r}; set it to HOST:PORT of process 0")
@@ -137,7 +131,8 @@ class Processes:
             raise UserError("the processes have different settings; only --process-id may differ") from None
         except (RuntimeError, ValueError) as error:
             reason = str(error).split("\n")[0]
-            raise UserError(f"the processes did not find each other ({reason}); check --coordinator-address") from None
+            flags = "--coordinator-address, --num-processes and --process-id"
+            raise UserError(f"the processes did not find each other ({reason}); check {flags}") from None
         if not is_main_process():
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 

@@ -14,7 +14,7 @@ from tiny_imagenet.checkpoint import TrainState
 from tiny_imagenet.cli import shell_command
 from tiny_imagenet.config import TrainConfig, differences
 from tiny_imagenet.dataset import Dataset
-from tiny_imagenet.devices import describe_hardware, device_count, gpu_names, is_main_process
+from tiny_imagenet.devices import describe_hardware, gpu_names, is_main_process
 from tiny_imagenet.recipes import BASE, RECIPES
 
 
@@ -72,8 +72,6 @@ class RunLog(AbstractContextManager):
             f"{self._total_steps:,} steps of {config.batch_size} images"
         )
         self.print(f"on the {'GPU' if gpu_names() else 'CPU'}: {describe_hardware()}; {config.precision}")
-        if device_count() > 1:
-            self.print(f"on {device_count()} devices, {config.batch_size // device_count()} images each")
         changed = [
             f"{name} {ours} (default {'none' if theirs in ('', ()) else theirs})"
             for name, (ours, theirs) in differences(config, BASE).items()
@@ -93,7 +91,7 @@ class RunLog(AbstractContextManager):
     def print_evaluation(
         self, step: int, training: dict[str, float], validation: dict[str, float], learning_rate: float
     ) -> None:
-        """One line per evaluation; the training metrics are those of the last point of the curves."""
+        """One line per evaluation; the training metrics are those since the last point of the curves."""
         self.print(
             f"{_training_text(step, training)}; validation loss {validation['data_loss']:.3f}, "
             f"top-1 {validation['top_1']:.2%}, top-5 {validation['top_5']:.2%}; learning rate {learning_rate:.3g}; "
@@ -114,7 +112,11 @@ class RunLog(AbstractContextManager):
 
     def print_stop(self, state: TrainState) -> None:
         """How a run that was stopped can be continued."""
-        self.print(f"stopped at step {state.step:,}, checkpoint saved; to continue: {resume_command(self._config)}")
+        config = self._config
+        words = ["--model-name", config.model_name, "--config-name", config.config_name]
+        words += ["--runs-dir", config.runs_dir] if config.runs_dir != BASE.runs_dir else []
+        command = shell_command("python", "train.py", *words, "--resume")
+        self.print(f"stopped at step {state.step:,}, checkpoint saved; to continue: {command}")
 
     def print_end(self, state: TrainState) -> None:
         """Why the run has ended, and what it reached."""
@@ -129,13 +131,6 @@ class RunLog(AbstractContextManager):
 
 def _training_text(step: int, metrics: dict[str, float]) -> str:
     return f"step {step:,}: training loss {metrics['data_loss']:.3f}, top-1 {metrics['top_1']:.2%}"
-
-
-def resume_command(config: TrainConfig) -> str:
-    """The command that continues a run from its newest checkpoint, with its own settings."""
-    words = ["--model-name", config.model_name, "--config-name", config.config_name]
-    words += ["--runs-dir", config.runs_dir] if config.runs_dir != BASE.runs_dir else []
-    return shell_command("python", "train.py", *words, "--resume")
 
 
 def describe_recipes() -> str:

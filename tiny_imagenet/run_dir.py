@@ -12,6 +12,7 @@
 Models, checkpoints and config.json are written under another name, forced to the disk and then renamed.
 """
 
+import filecmp
 import json
 import re
 import sys
@@ -53,11 +54,6 @@ class Description:
     hardware: str = "unknown"
     resumed: tuple[str, ...] = ()  # what had changed whenever the run was resumed
 
-
-SOURCES = sorted([*ROOT.glob("*.py"), *ROOT.glob("tiny_imagenet/*.py")])
-NO_STEP = {"cli", "download", "filters", "messages", "plots", "saliency", "summaries"}
-NO_STEP |= {"errors", "file_utils", "run_dir"}
-"""Modules of tiny_imagenet/ on which no step depends."""
 
 HAD_CHECKPOINTS = "saved"  # an empty file in checkpoints/ that tells a run without checkpoints from one that lost them
 THEN = "; then "  # between the machines of a run that was resumed on another one
@@ -103,7 +99,7 @@ def create_run(config: TrainConfig, data: Dataset) -> Path:
     check_new(config)
     folder = config.run_dir
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    for path in SOURCES:
+    for path in (*ROOT.glob("*.py"), *ROOT.glob("tiny_imagenet/*.py")):
         copy = folder / "source" / path.relative_to(ROOT)
         with disk_errors(copy):
             copy.parent.mkdir(parents=True, exist_ok=True)
@@ -133,8 +129,6 @@ def check_resumable(config: TrainConfig, data: Dataset) -> None:
     had_checkpoints = (folder / "checkpoints" / HAD_CHECKPOINTS).exists()
     if not (folder / "checkpoints").is_dir() or (had_checkpoints and not list_checkpoints(folder)):
         raise UserError(f"the checkpoints of {folder} are gone; start a new run with another --config-name")
-    if changes := _environment_changes(config, description):
-        print(f"warning: {folder} is resumed in another environment, so not bit for bit: {changes}", file=sys.stderr)
     for unfinished in folder.rglob(".writing-*"):
         remove(unfinished)
 
@@ -146,22 +140,17 @@ def _check_files(folder: Path) -> None:
             raise UserError(f"{path} is a link, a pipe or a device, which no run creates; remove it")
 
 
-def _environment_changes(config: TrainConfig, description: Description) -> str:
-    """How versions, hardware and what computes a step differ from those with which the run began."""
-    before, now = description.versions, versions()
-    differ = [name for name in now if before.get(name) not in (None, now[name])]
-    changes = [f"{name} was {before[name]}, now {now[name]}" for name in differ]
-    hardware = description.hardware.split(THEN)[0]
-    if hardware != describe_hardware():
-        changes.append(f"the hardware was {hardware}, now {describe_hardware()}")
-    model = (ROOT / f"{config.model_name}.py").read_text(encoding="utf-8")
-    used = {"train", "input_pipe", "losses", "metrics", config.model_name, *re.findall(r"^from (\w+)", model, re.M)}
-    used = [path for path in SOURCES if (path.stem in used if path.parent == ROOT else path.stem not in NO_STEP)]
-    copies = {path: config.run_dir / "source" / path.relative_to(ROOT) for path in used}
-    changed = [p.name for p, copy in copies.items() if not copy.is_file() or copy.read_bytes() != p.read_bytes()]
-    if changed:
-        changes.append(f"sources changed: {', '.join(changed)}")
-    return "; ".join(changes)
+def _environment_changes(folder: Path, before: Description, now: Description) -> list[str]:
+    """How versions, hardware and sources differ from those with which the run began."""
+    changes = {name: (before.versions.get(name), version) for name, version in now.versions.items()}
+    changes["hardware"] = before.hardware.split(THEN)[0], now.hardware
+    lines = [f"{name} was {old}, now {new}" for name, (old, new) in changes.items() if old not in (None, new)]
+    source = folder / "source"
+    names = sorted(str(path.relative_to(source)) for path in source.rglob("*.py"))
+    _, differ, missing = filecmp.cmpfiles(source, ROOT, names, shallow=False)
+    if differ or missing:
+        lines.append(f"sources changed: {', '.join(differ + missing)}")
+    return lines
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -182,18 +171,20 @@ def find_checkpoint(folder: Path, name: str | None) -> Path | None:
 
 
 def write_config(config: TrainConfig, data: Dataset) -> None:
-    """Writes config.json; for a resumed run it adds the machine and what else changed."""
+    """Writes config.json; for a resumed run it adds the machine and what else changed, of which it warns."""
     if not is_main_process():
         return
-    path = config.run_dir / "config.json"
+    folder, path = config.run_dir, config.run_dir / "config.json"
     summary = DataSummary(data.fingerprint, len(data.train.labels), len(data.val.labels))
     backend, hardware = keras.backend.backend(), describe_hardware()
     now = Description(asdict(config), data.class_ids, data.class_names, summary, backend, versions(), hardware)
     if path.exists():
-        _, before = read_config(config.run_dir)
-        machines = dict.fromkeys([*before.hardware.split(THEN), hardware])
-        changes = _environment_changes(config, before)
-        resumed = tuple(line for line in dict.fromkeys([*before.resumed, changes]) if line)
+        _, before = read_config(folder)
+        machines, resumed = dict.fromkeys([*before.hardware.split(THEN), hardware]), before.resumed
+        if changes := "; ".join(_environment_changes(folder, before, now)):
+            text = f"{folder} is resumed in another environment, so perhaps not bit for bit: {changes}"
+            print(f"warning: {text}", file=sys.stderr)
+            resumed = tuple(dict.fromkeys([*resumed, changes]))
         now = replace(now, versions=before.versions or now.versions, hardware=THEN.join(machines), resumed=resumed)
     write_text(path, config_text(now))
 

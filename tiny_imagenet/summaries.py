@@ -33,11 +33,7 @@ class Summaries:
     """Writes the logs of the run in `folder`."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._open()
-
-    def _open(self) -> None:
-        folder, writes = self._folder, is_main_process()
+        self._folder, writes = folder, is_main_process()
         self._file = (folder / "metrics.jsonl" if writes else Path(os.devnull)).open("a", buffering=1, encoding="utf-8")
         create = tf.summary.create_file_writer if writes else lambda _: tf.summary.create_noop_writer()
         self._writers = {split: create(str(folder / "tensorboard" / split)) for split in ("train", "validation")}
@@ -47,9 +43,9 @@ class Summaries:
     def _writing(self, split: str, step: int):
         try:
             if not all(path.exists() for path in self._paths):
-                tqdm.write(f"warning: logs in {printable(self._folder)} were removed; new ones are begun", sys.stderr)
-                self.close()
-                self._open()
+                lost = f"logs in {printable(self._folder)} were removed; what follows is lost until the run is resumed"
+                tqdm.write(f"warning: {lost}", sys.stderr)
+                self._paths = []  # once is enough
             with self._writers[split].as_default(step):
                 yield
         except (OSError, tf.errors.OpError) as error:
@@ -58,18 +54,11 @@ class Summaries:
             hint = "the checkpoints are kept; correct this, then continue with --resume"
             raise UserError(f"cannot write the logs in {self._folder} ({reason}); {hint}") from None
 
-    def scalars(self, split: str, step: int, metrics: dict[str, float], timings: dict[str, float]) -> None:
-        """Adds one point to each curve of `split` ("train" or "validation").
-
-        Args:
-            split: which curves.
-            step: steps done.
-            metrics: by name; a function of the run's settings.
-            timings: the same for times and speeds, which differ from run to run.
-        """
+    def scalars(self, split: str, step: int, metrics: dict[str, float]) -> None:
+        """Adds one point to each curve of `split` ("train" or "validation")."""
         with self._writing(split, step):
-            self._file.write(json.dumps({"split": split, "step": step} | metrics | timings) + "\n")
-            for name, value in (metrics | timings).items():
+            self._file.write(json.dumps({"split": split, "step": step} | metrics) + "\n")
+            for name, value in metrics.items():
                 tf.summary.scalar(name, value)
 
     def histograms(self, step: int, arrays: dict[str, np.ndarray]) -> None:

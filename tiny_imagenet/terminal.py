@@ -45,18 +45,16 @@ def lossy_stream(descriptor: int, closefd: bool = False) -> io.TextIOWrapper:
 class ProgressLines:
     """In place of a bar, for log files and notebooks: one line a minute."""
 
-    INTERVAL = 60  # seconds
-
     def __init__(self, total: int, description: str, unit: str, stream) -> None:
         self._line, self._stream = f"{description}: {{:,}} of {total:,} {unit}", stream
-        self._done, self._due = 0, time.monotonic() + self.INTERVAL
+        self._done, self._printed = 0, time.monotonic()
 
     def update(self, count: int = 1) -> None:
         """Counts `count` more; prints a line if one is due."""
         self._done += count
-        if time.monotonic() >= self._due:
+        if (now := time.monotonic()) >= self._printed + 60:
             print(self._line.format(self._done), file=self._stream)
-            self._due = time.monotonic() + self.INTERVAL
+            self._printed = now
 
 
 @contextmanager
