@@ -4,7 +4,7 @@ A photo is turned upright as its EXIF data says, and its central square is scale
 the model was trained on. The model sees their center or, if it was trained on scaled images, all of them, scaled.
 """
 
-import tiny_imagenet  # first: it checks the environment and loads TensorFlow quietly
+import tiny_imagenet  # noqa: F401  first: it checks the environment and loads TensorFlow quietly
 
 # isort: split
 import sys
@@ -26,9 +26,9 @@ from tiny_imagenet.cli import command
 from tiny_imagenet.errors import UserError, printable
 from tiny_imagenet.file_utils import write_atomically
 from tiny_imagenet.images import read_image
-from tiny_imagenet.model_io import Run, check_finite, load_run
+from tiny_imagenet.model_io import Run, check_finite, find_run, load_run
 from tiny_imagenet.plots import Prediction, prediction_grid
-from tiny_imagenet.saliency import SALIENCY
+from tiny_imagenet.saliency import SALIENCY, conv_layer_names
 
 BATCH_SIZE = 32  # images that are read and predicted at a time
 PRETRAINED = "pretrained/resnet_18"  # the run that is used without --run
@@ -50,7 +50,8 @@ class Arguments:
     top: int = 5
     """How many classes to name per image (1 or more)."""
     saliency: Literal[tuple(SALIENCY)] | None = None
-    """The method for the saliency maps in --output. None: gradient."""
+    """The method for the saliency maps in --output; gradient is that of 2017. None: grad_cam or, for a model without
+    convolutions, gradient."""
 
 
 def predict(
@@ -89,8 +90,8 @@ def main() -> int:
     """Runs the command; returns 1 if an image could not be read."""
     arguments = tyro.cli(Arguments)
     _check(arguments)
-    output, method = arguments.output, arguments.saliency or "gradient"
-    run = _open_run(arguments.run)
+    output, run = arguments.output, _open_run(arguments.run)
+    method = arguments.saliency or ("grad_cam" if conv_layer_names(run.model) else "gradient")
     files, drawn, count, failed = _read_images(_list_names(arguments.images), output), [], 0, 0
     while batch := list(islice(files, BATCH_SIZE)):
         readable = [(title, image) for title, image in batch if image is not None]
@@ -131,7 +132,7 @@ def _check(arguments: Arguments) -> None:
 
 
 def _open_run(folder: str | None) -> Run:
-    run = load_run(folder or tiny_imagenet.ROOT / PRETRAINED)
+    run = load_run(find_run(folder or PRETRAINED))
     if folder:
         print(f"{printable(folder)}: {run.config.model_name}, {len(run.class_names)} classes")
     else:

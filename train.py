@@ -20,7 +20,7 @@ import tyro
 from input_pipe import eval_batches, train_batches
 from losses import loss_by_name
 from metrics import accuracy, top_5_accuracy
-from tiny_imagenet import devices
+from tiny_imagenet import devices, schedules
 from tiny_imagenet.callbacks import StepCallback, StopSignals, UnreadLogs, running_metrics, select_metrics
 from tiny_imagenet.checkpoint import CheckpointManager
 from tiny_imagenet.cli import command, ignore_write_errors
@@ -28,12 +28,12 @@ from tiny_imagenet.config import TrainConfig
 from tiny_imagenet.dataset import Dataset, open_run_dataset
 from tiny_imagenet.errors import UserError
 from tiny_imagenet.messages import RunLog, describe_recipes
-from tiny_imagenet.model_io import read_initial_weights, save_model
+from tiny_imagenet.model_io import find_run, read_initial_weights, save_model
 from tiny_imagenet.models import create_model, import_model, initialize_from, resolve_precision
 from tiny_imagenet.optimizers import create_optimizer, ema_weights, set_learning_rate
 from tiny_imagenet.recipes import BASE, RECIPES
 from tiny_imagenet.run_dir import check_new, read_config, run_folder, write_config
-from tiny_imagenet.schedules import FixedLengthSchedule, TrainControl, count_steps, eval_image_size, image_size
+from tiny_imagenet.schedules import FixedLengthSchedule, TrainControl
 from tiny_imagenet.summaries import HISTOGRAM_IMAGES, HistogramSource, Summaries
 from tiny_imagenet.terminal import progress_bar
 
@@ -65,8 +65,8 @@ def train(
 
     # Data: packed once, then a batch is a function of (seed, step)
     data = open_run_dataset(config, config.data_dir, config.packed_dir)
-    config = resolve_precision(config, len(data.class_ids))
-    total_steps = count_steps(config, data)
+    config = schedules.resolve_eval_interval(resolve_precision(config, len(data.class_ids)), data)
+    total_steps = schedules.count_steps(config, data)
     images, labels = next(train_batches(data.train, config, shard=devices.shard()).take(1).as_numpy_iterator())
 
     with ExitStack() as stack:
@@ -74,7 +74,7 @@ def train(
         initial_weights = read_initial_weights(config, resuming)
         stack.enter_context(devices.data_parallel(config.batch_size))
         model = create_model(config, len(data.class_ids))
-        initialize_from(model, config, initial_weights)
+        initialize_from(model, config, data.class_ids, initial_weights)
         compile_model(model, config, total_steps)
         folder = stack.enter_context(run_folder(config, data, resuming))
         stop = stack.enter_context(StopSignals())
@@ -97,7 +97,7 @@ def train(
         size, had_ended = None, state.done(total_steps)
         while not state.done(total_steps):
             # Train until the next evaluation, or until the images get larger
-            previous_size, size = size, image_size(config, state.step, total_steps)
+            previous_size, size = size, schedules.image_size(config, state.step, total_steps)
             if size != previous_size:
                 retrace(model)
             model.fit(
@@ -111,7 +111,7 @@ def train(
             if callback.evaluation_due():
                 # Evaluate; keep the best model or, with a schedule of fixed length, the last
                 with ema_weights(model), running_metrics(model):
-                    metrics = evaluate(model, data, config, eval_image_size(config, state.step, total_steps))
+                    metrics = evaluate(model, data, config, schedules.eval_image_size(config, state.step, total_steps))
                     callback.check_finite("the validation loss", metrics["data_loss"], state.step)
                     if config.schedule != "plateau" or metrics["top_1"] > state.best_val_acc:
                         checkpoints.wait()  # a checkpoint that is being written holds the model before this one
@@ -150,7 +150,7 @@ def check_settings(config: TrainConfig, resuming: bool) -> None:
     devices.check_gpu(config.require_gpu)
     import_model(config.model_name)
     if config.init_from and not resuming:
-        read_config(Path(config.init_from))
+        read_config(find_run(config.init_from))
     if not resuming:
         check_new(config)
 

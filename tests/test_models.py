@@ -12,7 +12,7 @@ from tiny_imagenet import ROOT, models
 from tiny_imagenet.config import TrainConfig
 from tiny_imagenet.errors import UserError
 from tiny_imagenet.layers import FusedBatchNormalization
-from tiny_imagenet.models import create_model, initialize_from, model_names
+from tiny_imagenet.models import InitialWeights, create_model, initialize_from, model_names
 from tiny_imagenet.recipes import RECIPES
 
 ALL_MODELS = ("logistic_regression", "resnet_18", "single_layer_nn", "vgg_16", "vgg_16_bn")
@@ -148,23 +148,36 @@ def test_precision_auto_depends_on_the_device_and_the_model(monkeypatch, capsys,
 # Weights of another run
 
 
-@pytest.mark.parametrize(("freeze", "num_classes"), [(True, 10), (False, 7)])
-def test_another_run_s_features_are_loaded_and_the_last_layer_is_new(shallow, capsys, freeze, num_classes):
-    """It is new where the features are frozen or where its shape differs."""
+@pytest.mark.parametrize(("freeze", "ids"), [(True, "abc"), (False, "xyz")])
+def test_another_run_s_features_are_loaded_and_the_last_layer_is_new(shallow, capsys, freeze, ids):
+    """It is new where the features are frozen, or if no class is known."""
     config = TrainConfig("resnet_18", width=0.05, init_from="runs/other", freeze_features=freeze)
-    model, source = create_model(config, num_classes), weights_of(narrow("resnet_18", seed=1))
+    model, source = create_model(config, 3), weights_of(narrow("resnet_18", num_classes=3, seed=1))
     before = weights_of(model)
-    initialize_from(model, config, {})  # of a run that is resumed: freezes, but loads nothing
+    initialize_from(model, config, ids, None)  # of a run that is resumed: freezes, but loads nothing
     assert all(np.array_equal(value, before[path]) for path, value in weights_of(model).items())
     assert ([weight.path for weight in model.trainable_weights] == ["fc/kernel", "fc/bias"]) == freeze
-    initialize_from(model, config, source)
+    initialize_from(model, config, ids, InitialWeights(source, "abc"))
     for path, value in weights_of(model).items():
         np.testing.assert_array_equal(value, before[path] if path.startswith("fc/") else source[path])
     counts = f"{len(source) - 2} of {len(source)}"
     assert f"loaded {counts} weights from runs/other; new: fc/kernel, fc/bias" in capsys.readouterr().out
-    other = {path: value[..., :1] for path, value in source.items()}  # of another width
+    other = InitialWeights({path: value[..., :1] for path, value in source.items()}, "abc")  # of another width
     with pytest.raises(UserError, match="init_from: runs/other has no conv1/kernel of the right shape.*--width"):
-        initialize_from(model, config, other)
+        initialize_from(model, config, ids, other)
+
+
+def test_the_last_layer_is_matched_by_class_id(shallow, capsys):
+    config = TrainConfig("resnet_18", width=0.05, init_from="runs/other")
+    model, source = create_model(config, 4), weights_of(narrow("resnet_18", num_classes=3, seed=1))
+    source["fc/bias"] = np.array([1, 2, 3], np.float32)
+    before = weights_of(model)
+    initialize_from(model, config, ("c", "new", "a", "b"), InitialWeights(source, ("a", "b", "c")))
+    np.testing.assert_array_equal(weights_of(model)["fc/bias"], [3, 0, 1, 2])
+    kernel = weights_of(model)["fc/kernel"]
+    np.testing.assert_array_equal(kernel[:, [0, 2, 3]], source["fc/kernel"][:, [2, 0, 1]])
+    np.testing.assert_array_equal(kernel[:, 1], before["fc/kernel"][:, 1])
+    assert "it knows 3 of the 4 classes by their ids" in capsys.readouterr().out
 
 
 def test_a_model_of_one_layer_has_no_features_to_freeze():

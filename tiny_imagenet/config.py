@@ -121,8 +121,8 @@ class TrainConfig:
     # Logging and checkpoints
     summary_interval: int = setting(250, 1)
     """Steps between two points of the training curves, each a mean over these steps (1 or more)."""
-    eval_interval: int = setting(2000, 1)
-    """Steps between two evaluations on all validation images (1 or more)."""
+    eval_interval: int = setting(2000, 0)
+    """Steps between two evaluations on all validation images (1 or more; 0: once per epoch)."""
     histogram_interval: int = setting(0, 0)
     """Steps between histograms of parameters and activations (1 or more; 0: at every evaluation)."""
     checkpoint_interval: int = setting(500, 1)

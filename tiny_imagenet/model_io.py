@@ -6,12 +6,13 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from tiny_imagenet import ROOT
 from tiny_imagenet.config import TrainConfig
 from tiny_imagenet.devices import is_main_process
 from tiny_imagenet.errors import UserError
 from tiny_imagenet.file_utils import write_atomically
 from tiny_imagenet.layers import FusedBatchNormalization, copy_model, has_batch_norm
-from tiny_imagenet.models import create_model, import_model
+from tiny_imagenet.models import InitialWeights, create_model, import_model
 from tiny_imagenet.readers import check_archive, check_regular
 from tiny_imagenet.run_dir import find_checkpoint, read_config
 
@@ -103,9 +104,15 @@ def _load_rounded(path: Path, config: TrainConfig, num_classes: int) -> keras.Mo
     return model
 
 
-def read_initial_weights(config: TrainConfig, resuming: bool) -> dict[str, np.ndarray]:
-    """The weights of the model of `init_from`, by path; none if a checkpoint will replace them."""
+def find_run(name: str) -> Path:
+    """A run's folder; one of the repository, like pretrained/resnet_18, is found from every other folder too."""
+    return Path(name) if Path(name).exists() or not (ROOT / name).exists() else ROOT / name
+
+
+def read_initial_weights(config: TrainConfig, resuming: bool) -> InitialWeights | None:
+    """The weights of the run `init_from`; None without one, or if a checkpoint will replace them."""
     if not config.init_from or (resuming and find_checkpoint(config.run_dir, None)):
-        return {}
-    model = load_run(config.init_from).model
-    return {weight.path: np.array(keras.ops.convert_to_numpy(weight)) for weight in model.weights}
+        return None
+    run = load_run(find_run(config.init_from))
+    arrays = {weight.path: np.array(keras.ops.convert_to_numpy(weight)) for weight in run.model.weights}
+    return InitialWeights(arrays, run.class_ids)

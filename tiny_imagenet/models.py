@@ -6,9 +6,11 @@ someone else's run folder can only select one of these files.
 
 import ast
 import importlib
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -99,26 +101,39 @@ def freeze_features(model: keras.Model) -> list[str]:
     return [weight.path for layer in features for weight in layer.weights]
 
 
-def initialize_from(model: keras.Model, config: TrainConfig, weights: dict[str, np.ndarray]) -> None:
+class InitialWeights(NamedTuple):
+    """The weights of another run, by path, and its class ids in the order of its logits."""
+
+    arrays: dict[str, np.ndarray]
+    class_ids: Sequence[str]
+
+
+def initialize_from(
+    model: keras.Model, config: TrainConfig, class_ids: Sequence[str], source: InitialWeights | None
+) -> None:
     """Loads the weights of the run `config.init_from` and freezes the features if `config.freeze_features` says so.
 
-    With frozen features the last layer is not loaded: it keeps its random initial weights.
+    The last layer's units are matched by class id. Those of classes that the other run does not know keep their random
+    initial weights, as all of them do if the features are frozen.
 
     Args:
         model: a new model.
         config: the run's settings.
-        weights: the other run's weights, by path. If there are none, because there is no such run or because a
-            checkpoint will be restored, nothing is loaded.
+        class_ids: the data's, in the order of the model's logits.
+        source: None: nothing is loaded, because there is no such run or because a checkpoint will be restored.
 
     Raises:
         UserError: the other run lacks a weight of the features or, if they are not frozen, the first kernel.
     """
     features = freeze_features(model) if config.freeze_features else []
-    if not weights:
+    if source is None:
         return
-    if features:
-        weights = {path: weights[path] for path in features if path in weights}
-    new = load_matching_weights(model, weights)
+    *_, last = [layer for layer in model.layers if layer.weights]
+    arrays = {path: array for path, array in source.arrays.items() if not path.startswith(f"{last.name}/")}
+    shared = [class_id for class_id in class_ids if class_id in source.class_ids]
+    if shared and not features:
+        arrays |= _match_units(last, class_ids, shared, source)
+    new = load_matching_weights(model, arrays)
     first_kernel = next(weight.path for weight in model.weights if len(weight.shape) > 1)
     if missing := [path for path in features or [first_kernel] if path in new]:
         raise UserError(
@@ -127,6 +142,19 @@ def initialize_from(model: keras.Model, config: TrainConfig, weights: dict[str, 
         )
     listed = "; new: " * bool(new) + ", ".join(new[:4]) + ", ..." * (len(new) > 4)
     print(f"loaded {len(model.weights) - len(new)} of {len(model.weights)} weights from {config.init_from}{listed}")
+    if not features:
+        print(f"it knows {len(shared)} of the {len(class_ids)} classes by their ids; the others are new to it")
+
+
+def _match_units(
+    last: keras.layers.Layer, class_ids: Sequence[str], shared: Sequence[str], source: InitialWeights
+) -> dict[str, np.ndarray]:
+    """The last layer's weights (..., C), by path: the other run's for the shared classes, its own for all others."""
+    here, there = ([list(ids).index(class_id) for class_id in shared] for ids in (class_ids, source.class_ids))
+    matched = {weight.path: np.array(keras.ops.convert_to_numpy(weight)) for weight in last.weights}
+    for path, values in matched.items():
+        values[..., here] = source.arrays[path][..., there]
+    return matched
 
 
 def resolve_precision(config: TrainConfig, num_classes: int) -> TrainConfig:

@@ -55,6 +55,24 @@ RECIPES: dict[str, TrainConfig] = {
     # 2017's SVM; and its variant that trains a new last layer only, over the features of a cross-entropy run
     "vgg_16_svm": replace(SVM, lr=0.001, hidden_units=(4096, 4096), dropout_layers=1),
     "vgg_16_svm_frozen": replace(SVM, dropout_keep_prob=1.0, init_from="runs/vgg_16/default", freeze_features=True),
+    # Your own photos, a few hundred or more: from the pretrained ResNet-18
+    "fine_tune": replace(
+        BASE,
+        model_name="resnet_18",
+        config_name="fine_tune",
+        init_from="pretrained/resnet_18",
+        batch_size=32,
+        num_epochs=10,
+        lr=0.01,
+        schedule="cosine",
+        warmup=0.1,
+        crop_size=56,
+        random_resized_crop=(44, 64),
+        saturation=(1.0, 1.0),
+        precision="auto",
+        summary_interval=10,
+        eval_interval=0,
+    ),
     # A modern VGG-16, for a GPU
     "vgg_16_bn": replace(
         BASE,

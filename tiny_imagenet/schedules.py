@@ -1,7 +1,7 @@
 """How the learning rate and the image size change during a run, and how many steps it has."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import keras
 from keras import ops
@@ -82,6 +82,11 @@ def eval_image_size(config: TrainConfig, step: int, total_steps: int) -> int:
     """Side of the images of an evaluation after `step` steps: as far below crop_size as training is below its last."""
     last = image_size(config, total_steps - 1, total_steps)
     return round(config.crop_size * image_size(config, step - 1, total_steps) / last)
+
+
+def resolve_eval_interval(config: TrainConfig, data: Dataset) -> TrainConfig:
+    """Replaces eval_interval 0 with the number of steps of one epoch."""
+    return replace(config, eval_interval=config.eval_interval or max(1, len(data.train.labels) // config.batch_size))
 
 
 def count_steps(config: TrainConfig, data: Dataset) -> int:
