@@ -20,7 +20,7 @@ MAX_CODE_LINES = 3_200  # of the product, without blank lines, comments and docs
 ROOT_FILES = sorted(ROOT.glob("*.py"))
 PRODUCT = [*ROOT_FILES, *sorted(ROOT.glob("tiny_imagenet/*.py"))]
 SOURCES = [*PRODUCT, *(path for name in ("tools", "benchmarks", "tests") for path in sorted(ROOT.glob(f"{name}/*.py")))]
-PAGES = ("README.md", "docs/*.md", "results/**/*.md", "pretrained/**/*.md", "notebooks/*.ipynb")
+PAGES = ("*.md", "docs/*.md", "results/**/*.md", "pretrained/**/*.md", "notebooks/*.ipynb")
 TEXTS = [*SOURCES, *(path for pattern in PAGES for path in sorted(ROOT.glob(pattern)))]
 
 ASSIGNED_FROM_OUTSIDE = {  # attributes of other libraries' objects that can only be set by assignment

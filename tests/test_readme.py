@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from helpers import make_run
 
 import train
 from tiny_imagenet import ROOT
@@ -66,7 +67,7 @@ def run_command(line: str, monkeypatch) -> None:
 
 @pytest.mark.slow
 def test_the_commands_work(tmp_path, monkeypatch, capsys):
-    for path in ("docs", "pretrained"):
+    for path in ("docs", "pretrained", "predict.py"):
         (tmp_path / path).symlink_to(ROOT / path)
     (tmp_path / ".venv").symlink_to(sys.prefix)  # it may have another name here
     draw_sample_set(tmp_path / "sample-data", train_per_class=20, val_per_class=5)
@@ -75,14 +76,15 @@ def test_the_commands_work(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(signal, "signal", lambda *_: signal.SIG_DFL)  # the scripts' handlers
     for model in ("logistic_regression", "vgg_16"):  # instead of `make demo`
-        settings = f"--recipe demo --model-name {model} --config-name demo --width 0.05"
-        run_command(f"python train.py {settings} --num-epochs 1 --eval-interval 3", monkeypatch)
+        make_run(Path("runs"), Path("sample-data"), model_name=model, config_name="demo")
     assert len(commands()) > 15
-    outputs = {}
+    outputs = {"": capsys.readouterr().out}
     for line in commands():
         assert "python " in line, f"{line!r}: say what it needs, or let this test run it"
         short = re.sub(r"--eval-interval \d+", "--eval-interval 3", line)  # few images, few steps
-        run_command(short.replace("--recipe fine_tune", "--recipe fine_tune --num-epochs 1"), monkeypatch)
+        run_command(
+            short.replace("--recipe fine_tune", "--recipe fine_tune --num-epochs 1 --crop-size 32"), monkeypatch
+        )
         outputs[line] = capsys.readouterr().out
     assert outputs["python predict.py docs/images/coffee.jpg"] in TEXTS["README"]
     exec(re.search(r"```python\n(.*?)```", TEXTS["inside"], re.DOTALL)[1], {})  # opens what the last command exported
