@@ -3,8 +3,8 @@
     make bench        # needs Tiny ImageNet; 20 to 25 minutes on two cores
 
 Each contender runs in its own process (worker.py), and the rounds of a group are interleaved. The command prints a
-table, and writes results/benchmarks.json, a chart and the README's table. With KERAS_BACKEND=jax or on another machine,
-it adds a column.
+table, and writes results/benchmarks.json, a chart and the table in docs/benchmarks.md. With KERAS_BACKEND=jax or on
+another machine, it adds a column.
 """
 
 import tiny_imagenet  # noqa: F401  first: it loads TensorFlow quietly
@@ -27,7 +27,7 @@ import keras
 import tyro
 
 from benchmarks.groups import GROUPS, Group
-from benchmarks.summary import draw, judge, readme_table, shares, text_table
+from benchmarks.summary import draw, judge, markdown_table, shares, text_table
 from benchmarks.worker import MARK
 from tiny_imagenet import ROOT
 from tiny_imagenet.cli import command, shell_command
@@ -38,9 +38,10 @@ from tiny_imagenet.errors import UserError
 from tiny_imagenet.file_utils import write_text
 from tiny_imagenet.readers import read_json
 from tiny_imagenet.run_dir import versions
-from tools.tables import update_readme
+from tools.tables import update_page
 
 RESULTS = ROOT / "results" / "benchmarks.json"
+PAGE = ROOT / "docs" / "benchmarks.md"
 SHARED_GPU = {"TF_FORCE_GPU_ALLOW_GROWTH": "true", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # for several processes
 
 
@@ -118,14 +119,14 @@ def record(measured: dict[str, dict]) -> None:
 
 
 def write_tables(everything: dict, drawn: Iterable[str]) -> None:
-    """Writes results/benchmarks.json with the rows of the table, the README's table, and charts of some machines."""
+    """Writes results/benchmarks.json with the rows of the table, the page's table, and charts of some machines."""
     for found in everything.values():
         found |= {"shares": shares(found["measured"]), "table": judge(found["measured"])}
     for name in drawn:
         stem = "benchmarks_jax" if name.startswith("jax") else "benchmarks"
         draw(name, everything[name]["measured"], RESULTS.with_name(f"{stem}.png"))
     write_text(RESULTS, json.dumps(everything, indent=1) + "\n")
-    update_readme("benchmarks", readme_table(everything), "make bench")
+    update_page(PAGE, "benchmarks", markdown_table(everything), "make bench")
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ def main() -> None:
         for label, numbers in rounds.items():
             print(f"{name}: {label}: {', '.join(f'{number:,.4g}' for number in numbers)} {group.unit}", flush=True)
         record({name: {"unit": group.unit, "seconds": round(time.monotonic() - start), "rounds": rounds}})
-    print(f"\n{text_table(read_json(RESULTS)[machine()]['table'])}\nwritten: {RESULTS}, its chart, the README's table")
+    print(f"\n{text_table(read_json(RESULTS)[machine()]['table'])}\nwritten: {RESULTS}, its chart, the table in {PAGE}")
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ def text_table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def readme_table(everything: dict) -> str:
+def markdown_table(everything: dict) -> str:
     """The rows of all backends and machines side by side, as Markdown, and how they were measured."""
     tables = {name: {row["what"]: row for row in found["table"]} for name, found in everything.items()}
     lines = [f"| what | goal | {' | '.join(tables)} | against |", f"|---|---|{'---|' * len(tables)}---|"]

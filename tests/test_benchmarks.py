@@ -40,18 +40,18 @@ def test_rows_show_what_was_reached_and_machines_stand_side_by_side(monkeypatch)
     assert "MISSED" in summary.text_table([ratio])
     one = {"command": "make bench", "shares": {"of it": 0.5}, "measured": measured, "table": [ratio, own]}
     other = one | {"table": [own | {"reached": True, "value": 30_000.4, "lowest": 1.0, "highest": 1.0}]}
-    lines = summary.readme_table({"first": one, "second": other}).splitlines()
+    lines = summary.markdown_table({"first": one, "second": other}).splitlines()
     assert lines[0] == "| what | goal | first | second | against |"
     assert lines[2] == "| speed | at least 2 x | 1.50 x, missed (0.50 to 2.00) |  | quick |"
     assert lines[3] == "| memory | at most 2 | 3.00, missed (1.00 to 4.00) | **30,000** |  |"
     assert f"; 1 of {len(groups.GROUPS)} groups, measured on 2026-01-02 in 1 min, with 3 to 3 rounds" in lines[5]
 
 
-def test_the_readme_shows_the_filed_measurements():
+def test_the_page_shows_the_filed_measurements():
     everything = json.loads(bench.RESULTS.read_text())
     for found in everything.values():
         assert found["table"] == summary.judge(found["measured"])
-    assert f"{summary.readme_table(everything)}<!-- end of benchmarks -->" in (ROOT / "README.md").read_text()
+    assert f"{summary.markdown_table(everything)}<!-- end of benchmarks -->" in bench.PAGE.read_text()
 
 
 # Campaigns

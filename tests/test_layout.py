@@ -15,12 +15,12 @@ from tiny_imagenet import ROOT
 
 MAX_ROOT_MODULES = 12
 MAX_LINES = 250  # of a file of the product
-MAX_CODE_LINES = 3_200  # of the product, without blank lines, comments and docstrings
+MAX_CODE_LINES = 3_110  # of the product, without blank lines, comments and docstrings
 
 ROOT_FILES = sorted(ROOT.glob("*.py"))
 PRODUCT = [*ROOT_FILES, *sorted(ROOT.glob("tiny_imagenet/*.py"))]
 SOURCES = [*PRODUCT, *(path for name in ("tools", "benchmarks", "tests") for path in sorted(ROOT.glob(f"{name}/*.py")))]
-PAGES = ("README.md", "docs/*.md", "results/**/*.md", "pretrained/**/*.md", "notebooks/*.ipynb")
+PAGES = ("*.md", "docs/*.md", "results/**/*.md", "pretrained/**/*.md", "notebooks/*.ipynb")
 TEXTS = [*SOURCES, *(path for pattern in PAGES for path in sorted(ROOT.glob(pattern)))]
 
 ASSIGNED_FROM_OUTSIDE = {  # attributes of other libraries' objects that can only be set by assignment

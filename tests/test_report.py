@@ -39,10 +39,11 @@ def run(sample_dir, tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def results(tmp_path, monkeypatch) -> Path:
-    """A folder for results and a README, in the place of the real ones."""
+    """A folder for results, a README and a page of results, in the place of the real ones."""
     monkeypatch.setattr(tables, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(tables, "TINY_IMAGENET", (10, 200))  # the sample set's numbers
-    monkeypatch.setattr(tables, "README", write(tmp_path / "README.md", marks("results") + marks("board")))
+    monkeypatch.setattr(tables, "README", write(tmp_path / "README.md", marks("summary")))
+    monkeypatch.setattr(tables, "PAGE", write(tmp_path / "results.md", marks("results") + marks("board")))
     return tmp_path / "results"
 
 
@@ -113,8 +114,9 @@ def test_the_command_is_the_shortest():
 
 def write_result(results, name, *points, **changes):
     row = {"single_crop_top_1": 0.1, "single_crop_top_5": 0.3, "ten_crop_top_1": 0.125, "ten_crop_top_5": 0.35}
-    row |= {"images": 5000, "seconds": 90, "hardware": "2 cores", "command": "python train.py", "view": "center crop"}
-    write(results / name / "result.json", json.dumps(row | {"calibration_error": 0.04, "checkpoint": "best"} | changes))
+    row |= {"images": 5000, "parameters": 1234, "seconds": 90, "hardware": "2 cores", "command": "python train.py"}
+    row |= {"view": "center crop", "checkpoint": "best", "calibration_error": 0.04}
+    write(results / name / "result.json", json.dumps(row | changes))
     write(results / name / "metrics.jsonl", curves(*points))
     data = {"fingerprint": "", "train": 200, "val": 50}
     description = {"data": data, "config": {"batch_size": 400}, "class_ids": ["n"] * 10, "class_names": ["n"] * 10}
@@ -127,17 +129,30 @@ def test_the_table_goes_from_the_least_to_the_most_accurate(results):
     write_result(results, "z_least", single_crop_top_1=0.03, seconds=3600, images=10000)
     *rows, _, caption = tables.results_table().splitlines()
     percents = "30.0 % | 12.5 / 35.0 %"
-    assert rows[2] == f"| [z_least](results/z_least) | 3.0 / {percents} | 60 min, 2 cores | `python train.py` |"
+    assert rows[2] == f"| [z_least](../results/z_least) | 3.0 / {percents} | 60 min, 2 cores | `python train.py` |"
     assert rows[3].endswith(f" | 52.0 / {percents} | 1.5 min, 2 cores, alongside others | `make all` |")
     assert len({row.count("|") for row in rows}) == 1
     assert "on 5,000 or 10,000 validation images. The single crop is the center crop, and the checkpoint is" in caption
     assert "was best on these images" in caption
     write_result(results, "z_least", view="whole image, scaled", checkpoint="last")
-    assert "| [z_least](results/z_least) (whole image, scaled, last checkpoint) | " in tables.results_table()
+    assert "| [z_least](../results/z_least) (whole image, scaled, last checkpoint) | " in tables.results_table()
     assert "Unless noted, the single crop is the center crop, and the checkpoint is the" in tables.results_table()
     write_result(results, "group/only", view="whole image, scaled", checkpoint="last")
-    assert "| [only](results/group/only) | 10.0 / 30.0 % | 12.5 / 35.0 % | 4.0 % | " in tables.results_table("group")
+    assert "| [only](../results/group/only) | 10.0 / 30.0 % | 12.5 / 35.0 % | 4.0 % | " in tables.results_table("group")
     assert "is the whole image, scaled, and the checkpoint is the last one." in tables.results_table("group")
+
+
+def test_the_summary_has_the_results_of_models_and_recipes_best_first(results, monkeypatch):
+    assert tables.summary_table() == ""
+    cpu, remark = "16 cores, Intel(R) Xeon(R) Processor", "alongside others"
+    write_result(results, "vgg_16", single_crop_top_1=0.03, hardware=cpu)
+    write_result(results, "demo", single_crop_top_1=0.52, hardware=f"{cpu}, NVIDIA H200", remark=remark)
+    write_result(results, "an_experiment", single_crop_top_1=0.9)
+    assert call(monkeypatch) == 0
+    assert tables.README.read_text() == marks("summary", tables.summary_table())
+    _, _, best, least = tables.summary_table().splitlines()
+    assert best == "| [demo](results/demo) | 1,234 | 52.0 / 12.5 % | 1.5 min, NVIDIA H200, alongside others |"
+    assert least == "| [vgg_16](results/vgg_16) | 1,234 | 3.0 / 12.5 % | 1.5 min, 16 cores, Intel Xeon |"
 
 
 def test_text_of_a_stranger_stays_in_its_cell(results, monkeypatch):
@@ -147,7 +162,7 @@ def test_text_of_a_stranger_stays_in_its_cell(results, monkeypatch):
     write_result(results, "x|y <b>", *POINTS, versions={evil: evil}, view=evil, made_by=evil, checkpoint="last")
     for _ in range(2):
         assert call(monkeypatch) == 0
-        text = tables.README.read_text()
+        text = tables.PAGE.read_text()
         assert text.count("<!-- end of results -->") == 1 and "\x1b" not in text and "<b>" not in text
         assert text == marks("results", tables.results_table()) + marks("board", tables.board())
         assert {len(re.findall(r"(?<!\\)\|", row)) for row in tables.results_table().splitlines()[:5]} == {6}
@@ -168,7 +183,7 @@ def test_a_damaged_or_other_result_is_left_out_with_a_line(results, monkeypatch,
         write_result(results, folder, *POINTS)
     write(results / "bad" / name, content)
     assert call(monkeypatch) == 0
-    assert "[good]" in tables.README.read_text() and "[bad]" not in tables.README.read_text()
+    assert "[good]" in tables.PAGE.read_text() and "[bad]" not in tables.PAGE.read_text()
     [line] = capsys.readouterr().out.splitlines()
     assert line.startswith("left out of the tables: ") and words in line and str(results / "bad") in line
 
@@ -182,7 +197,7 @@ def test_the_board_has_the_minutes_to_each_level(results):
     heading, _, row = tables.board().splitlines()
     assert heading.startswith("| minutes to a top-1 of | 30 % | 40 % | 45 % | 50 % |")
     numbers = "2.0 | 2.0 | 10 |  |  |  |  | 46.0 % in 10"
-    assert row == f"| [fast](results/fast) | {numbers} | 2 cores, keras 3, tensorflow 2 | 57 images/s |"
+    assert row == f"| [fast](../results/fast) | {numbers} | 2 cores, keras 3, tensorflow 2 | 57 images/s |"
     exactly = [Point("validation", 120, top_1=float(np.float32(0.52)))]
     assert (tables.minutes_to(exactly, 52), tables.minutes_to(exactly, 55)) == (2, None)
 
@@ -198,7 +213,7 @@ def test_the_curves_of_all_results_are_drawn_by_minutes_or_epochs(results):
 
 def test_the_command_files_a_group_apart_from_the_main_table(run, results, tmp_path, monkeypatch):
     group = marks("losses", options=" --group losses")
-    tables.README.write_text(marks("results") + "\n# Título\n" + marks("board") + group, encoding="utf-8")
+    tables.PAGE.write_text(marks("results") + "\n# Título\n" + marks("board") + group, encoding="utf-8")
     images = write(tmp_path / "images.txt", "val_0.JPEG\nval_1.JPEG\n")
     words = (run, "--group", "losses", "--name", "svm", "--images", images, "--made-by", "make all")
     assert call(monkeypatch, *words) == 0
@@ -207,14 +222,14 @@ def test_the_command_files_a_group_apart_from_the_main_table(run, results, tmp_p
     assert f"[svm](svm) | {100 * row['single_crop_top_1']:.1f} / " in (results / "losses/README.md").read_text()
     expected = marks("losses", tables.results_table("losses"), " --group losses")
     text = marks("results") + "\n# Título\n" + marks("board") + expected
-    assert tables.README.read_text(encoding="utf-8") == text
+    assert tables.PAGE.read_text(encoding="utf-8") == text
     assert (results / "losses/curves.png").read_bytes().startswith(PNG)
     assert not (results / "curves.png").exists()  # there is no result outside the group
     assert "results/losses/svm already exists" in call(monkeypatch, *words)
     assert call(monkeypatch, *words, "--replace") == 0
-    assert tables.README.read_text(encoding="utf-8") == text
-    tables.README.write_text(marks("results") + marks("board"))
-    assert call(monkeypatch, "--group", "losses") == 0  # the README need not have marks for it
+    assert tables.PAGE.read_text(encoding="utf-8") == text
+    tables.PAGE.write_text(marks("results") + marks("board"))
+    assert call(monkeypatch, "--group", "losses") == 0  # the page need not have marks for it
     assert "--group is '../losses'" in call(monkeypatch, run, "--group", "../losses")
     assert "no result of Tiny ImageNet is filed there" in call(monkeypatch, "--group", "loses")
     for speed in ("0", "nan"):
@@ -234,5 +249,5 @@ def test_the_tables_are_written_by_one_process_at_a_time(results, monkeypatch):
 def test_missing_or_swapped_marks_are_named_and_nothing_is_written(text):
     tables.README.write_text(text)
     with pytest.raises(UserError, match="README.md lacks the marks"):
-        tables.update_readme("results", "new\n")
+        tables.update_page(tables.README, "results", "new\n")
     assert tables.README.read_text() == text

@@ -1,4 +1,4 @@
-"""Files runs as results: `python -m tools.report runs/vgg_16/default` writes results/ and the README's tables.
+"""Files runs as results: `python -m tools.report runs/vgg_16/default` writes results/ and the tables.
 
 A result is a claim with its evidence. results/NAME/ holds the run's config.json (without names of folders) and
 metrics.jsonl, its curves, and result.json: its accuracy, on which images, and the time, the machine and the command of
@@ -29,7 +29,7 @@ from tiny_imagenet.file_utils import folder_lock, write_atomically, write_text
 from tiny_imagenet.recipes import RECIPES
 from tiny_imagenet.run_dir import Description, check_ended, config_text, read_config
 from tools import tables
-from tools.tables import board, draw_comparison, draw_curves, read_points, results_table, update_readme
+from tools.tables import board, draw_comparison, draw_curves, read_points, results_table, summary_table, update_page
 
 PLACES = ("config_name", "data_dir", "packed_dir", "runs_dir")  # settings that say where a run is, not how it trains
 
@@ -107,10 +107,13 @@ def train_words(config: TrainConfig) -> list[str]:
 
 
 def write_tables(group: str | None = None) -> None:
-    """Updates the README's tables, results/curves.png and, of a group, README.md and curves.png; says what is left out.
+    """Updates the tables of README.md and docs/results.md and the curves in results/; says what is left out.
+
+    Args:
+        group: update this group's README.md and curves.png too.
 
     Raises:
-        UserError: nothing is filed in that group, or the README lacks the marks.
+        UserError: nothing is filed in that group, or a page lacks the marks.
     """
     for folder in {tables.RESULTS, tables.RESULTS / (group or "")}:
         tables.read_results(folder, print_skipped=True)
@@ -118,21 +121,22 @@ def write_tables(group: str | None = None) -> None:
         table = results_table(group)
         if not table:
             raise UserError(f"--group {group}: no result of Tiny ImageNet is filed there; name the runs to file")
-        text = f"# {group}\n\n{table.replace(f'(results/{group}/', '(')}\n![curves](curves.png)\n"
+        text = f"# {group}\n\n{table.replace(f'(../results/{group}/', '(')}\n![curves](curves.png)\n"
         write_text(tables.RESULTS / group / "README.md", text)
-        if f"end of {group}" in tables.README.read_text(encoding="utf-8"):
-            update_readme(group, table, f"tools/report.py --group {group}")
+        if f"end of {group}" in tables.PAGE.read_text(encoding="utf-8"):
+            update_page(tables.PAGE, group, table, f"tools/report.py --group {group}")
     for folder in {tables.RESULTS, tables.RESULTS / (group or "")}:
         if results := tables.read_results(folder):
             figure = draw_comparison(results, by_minutes=folder == tables.RESULTS)
             write_atomically(folder / "curves.png", figure.savefig)
-    update_readme("results", results_table())
-    update_readme("board", board())
+    update_page(tables.README, "summary", summary_table())
+    update_page(tables.PAGE, "results", results_table())
+    update_page(tables.PAGE, "board", board())
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Files runs as results and updates the README's tables."""
+    """Files runs as results and updates the tables of README.md and docs/results.md."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     """The runs' folders, for example runs/vgg_16/default. None: only the tables are updated."""

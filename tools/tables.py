@@ -1,4 +1,4 @@
-"""Tables and charts of the filed results, for the README and results/."""
+"""Tables and charts of the filed results, for README.md, docs/results.md and results/."""
 
 import tiny_imagenet  # noqa: F401  first: it loads TensorFlow quietly
 
@@ -17,12 +17,15 @@ from metrics import CALIBRATION_BINS
 from tiny_imagenet import ROOT
 from tiny_imagenet.errors import UserError
 from tiny_imagenet.file_utils import write_text
+from tiny_imagenet.models import model_names
 from tiny_imagenet.plots import plain_text
 from tiny_imagenet.readers import parse_json, read_file, read_json
+from tiny_imagenet.recipes import RECIPES
 from tiny_imagenet.run_dir import Point, read_config
 
 RESULTS = ROOT / "results"
 README = ROOT / "README.md"
+PAGE = ROOT / "docs" / "results.md"
 COLORS = {"train": "#0072b2", "validation": "#d55e00"}  # Okabe and Ito's, which color-blind people can tell apart
 TINY_IMAGENET = (200, 100_000)  # classes and training images; the tables show no other data
 LEVELS = (30, 40, 45, 50, 52, 55, 58)  # top-1 in percent; the board shows the time to each
@@ -37,6 +40,7 @@ class Row:
     ten_crop_top_1: float
     ten_crop_top_5: float
     images: int
+    parameters: int
     seconds: float
     """Of training."""
     hardware: str
@@ -97,8 +101,26 @@ def _code(text: str) -> str:
     return f"`{text}`" if _escape(text) == text else _escape(text)  # in code, nothing can be escaped
 
 
-def _link(folder: Path) -> str:
-    return f"[{_escape(folder.name)}](results/{quote(str(folder.relative_to(RESULTS)))})"
+def _link(folder: Path, root: str = "../") -> str:
+    """A link to a result from a page in docs/, from which the path to the repository's root is `root`."""
+    return f"[{_escape(folder.name)}]({root}results/{quote(str(folder.relative_to(RESULTS)))})"
+
+
+def _short(hardware: str) -> str:
+    """The GPU, or the number of cores and the processor."""
+    parts = re.sub(r"\(R\)| Processor", "", hardware).split(", ")
+    return ", ".join(parts[2:] or parts)
+
+
+def summary_table() -> str:
+    """README.md's table: the results that are named after a recipe or a model, from the most accurate to the least."""
+    lines = ["| model or recipe | parameters | top-1, single-crop / 10-crop | training |\n|---|---|---|---|\n"]
+    for result in reversed(read_results(RESULTS)):
+        row, name = result.row, result.folder.name
+        if name in RECIPES or name in model_names():
+            accuracies, time = _percents(row.single_crop_top_1, row.ten_crop_top_1), _time(row, _short(row.hardware))
+            lines.append(f"| {_link(result.folder, '')} | {row.parameters:,} | {accuracies} | {time} |\n")
+    return "".join(lines) if len(lines) > 1 else ""
 
 
 def results_table(group: str | None = None) -> str:
@@ -121,9 +143,7 @@ def results_table(group: str | None = None) -> str:
         cells += [_percents(row.single_crop_top_1, row.single_crop_top_5)]
         cells += [_percents(row.ten_crop_top_1, row.ten_crop_top_5)]
         cells += [f"{100 * row.calibration_error:.1f} %"] if group else []
-        time = f"{_minutes(row.seconds / 60)} min"
-        cells.append(_escape(", ".join([time, row.hardware, *[row.remark] * bool(row.remark)])))
-        lines.append([*cells, _code(row.made_by or row.command)])
+        lines.append([*cells, _time(row, row.hardware), _code(row.made_by or row.command)])
     counts = " or ".join(f"{count:,}" for count in sorted({result.row.images for result in results}))
     chosen = "last one" if usual[1] == "last" else "one that was best on these images, which flatters it slightly"
     text = f"One run each, evaluated on {counts} validation images. {'The' if same else 'Unless noted, the'} "
@@ -134,8 +154,13 @@ def results_table(group: str | None = None) -> str:
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines) + f"\n{text}\n"
 
 
-def _percents(top_1: float, top_5: float) -> str:
-    return f"{100 * top_1:.1f} / {100 * top_5:.1f} %"
+def _percents(*accuracies: float) -> str:
+    return " / ".join(f"{100 * accuracy:.1f}" for accuracy in accuracies) + " %"
+
+
+def _time(row: Row, hardware: str) -> str:
+    """How long a result's training took, and on what, as a cell of a table."""
+    return _escape(", ".join([f"{_minutes(row.seconds / 60)} min", hardware, *[row.remark] * bool(row.remark)]))
 
 
 def _notes(row: Row, view: str, checkpoint: str) -> str:
@@ -197,7 +222,7 @@ def draw_comparison(results: list[Result], by_minutes: bool) -> Figure:
         points = [point for point in result.points if point.split == "validation"]
         x = [point.seconds / 60 if by_minutes else point.step / result.steps_per_epoch for point in points]
         top_1, style = [100 * point.top_1 for point in points], "-" if number < 10 else "--"  # there are ten colors
-        axes.plot(x, top_1, style, marker=".", label=f"{result.folder.name}: {result.row.hardware.rpartition(', ')[2]}")
+        axes.plot(x, top_1, style, marker=".", label=f"{result.folder.name}: {_short(result.row.hardware)}")
     axes.set(title="validation top-1 accuracy, %", xlabel="minutes of training" if by_minutes else "epochs")
     if by_minutes:
         axes.set_xscale("log")
@@ -209,10 +234,10 @@ def draw_comparison(results: list[Result], by_minutes: bool) -> Figure:
     return plain_text(figure)
 
 
-def update_readme(name: str, table: str, written_by: str = "tools/report.py") -> None:
-    """Puts a table between the README's two marks of this name."""
+def update_page(page: Path, name: str, table: str, written_by: str = "tools/report.py") -> None:
+    """Puts a table between a page's two marks of this name."""
     begin, end = f"<!-- {name}: written by {written_by} -->\n", f"<!-- end of {name} -->"
-    text = README.read_text(encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
     if not 0 <= text.find(begin) < text.find(end):
-        raise UserError(f"{README} lacks the marks {begin.strip()!r} and {end!r}; put them around the table")
-    write_text(README, text.partition(begin)[0] + begin + table + end + text.partition(end)[2])
+        raise UserError(f"{page} lacks the marks {begin.strip()!r} and {end!r}; put them around the table")
+    write_text(page, text.partition(begin)[0] + begin + table + end + text.partition(end)[2])
