@@ -158,6 +158,7 @@ def test_formats_are_mixed_in_the_order_of_names(folder):
     for filename, image in zip(train.filenames, train.images, strict=True):
         np.testing.assert_array_equal(image, images.read_image(folder / filename))
     assert np.flatnonzero(train.is_grayscale)[:2].tolist() == [0, 1]
+    assert np.flatnonzero(train.is_scaled).tolist() == [4]
 
 
 def test_train_without_images_folders_linked_folders_and_stray_files(folder, tmp_path):
@@ -173,7 +174,7 @@ def test_train_without_images_folders_linked_folders_and_stray_files(folder, tmp
 def test_what_is_odd_is_a_warning(folder, capsys):
     write(folder / "words.txt", "n03\tcrane\x1b[31m, drei\nn01\tcrane\x1b[31m\nn02 no tab\n")
     write(folder / "val/val_annotations.txt", "val_0.JPEG\tn01\nval_1.JPEG\tn03\n")
-    for name in ("val/n01/x.JPEG", "train/stray.png", "train/n01/more/y.gif"):
+    for name in ("val/n01/x.JPEG", "train/stray.png", "train/n01/more/y.gif", "train/n02/n02_1.JPEG"):
         write(folder / name, encode_image(7))
     data = open_dataset(folder)
     assert data.class_names == (r"'crane\x1b[31m' (n03)", r"'crane\x1b[31m' (n01)", "n02")
@@ -184,9 +185,11 @@ def test_what_is_odd_is_a_warning(folder, capsys):
         "val has no images of n02",
         "1 image(s) left out, for only those in val/images are used: val/n01/x.JPEG",
         "2 image(s) left out, for only those in class folders are used: train/n01/more/y.gif, train/stray.png",
+        r"several classes are called 'crane\x1b[31m'; their ids are added",
+        "1 image(s) used twice, for the folder above has one of that name: train/n02/images/n02_1.JPEG",
     ):
         assert len([line for line in warnings if words in line]) == 1, words
-    assert all(line.isprintable() for line in warnings) and len(data.train.labels) == 9
+    assert all(line.isprintable() for line in warnings) and len(data.train.labels) == 10
 
 
 # Holding out training images
@@ -508,7 +511,7 @@ def test_the_command(folder, monkeypatch, capsys):
         input_pipe.main()
     out = capsys.readouterr().out
     assert ended.value.code == 0 and out.strip() == describe(open_dataset(folder))
-    assert "3 classes" in out and "train: 9 images, 3 of them grayscale" in out and "no name for n02" in out
+    assert "3 classes" in out and "train: 9 images, 3 of them grayscale, 0 scaled" in out and "no name for n02" in out
     write(folder / FIRST, b"")
     with pytest.raises(SystemExit, match=rf"error: 1 bad image.*{FIRST} \(empty\)"):
         input_pipe.main()

@@ -22,7 +22,7 @@ SIZE = 56
 def random_split(num_images: int, num_classes: int = 7) -> Split:
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (num_images, 64, 64, 3), dtype=np.uint8)
-    return Split(images, random.integers(0, num_classes, num_images).astype(np.int32), (), 0)
+    return Split(images, random.integers(0, num_classes, num_images).astype(np.int32), (), 0, 0)
 
 
 def linear_model(num_classes: int = 7) -> keras.Model:

@@ -20,7 +20,7 @@ RANDOM_SCALED = replace(SCALED, random_crop=True, random_flip=True, batch_size=4
 def make_split(num_images: int) -> Split:
     """Random images; image n has label n, so that a batch's labels say which images it took."""
     images = np.random.default_rng(0).integers(0, 256, (num_images, 64, 64, 3), dtype=np.uint8)
-    return Split(images, np.arange(num_images, dtype=np.int32), [str(n) for n in range(num_images)], 0)
+    return Split(images, np.arange(num_images, dtype=np.int32), [str(n) for n in range(num_images)], 0, 0)
 
 
 def take(dataset: tf.data.Dataset, count: int = 99) -> list[tuple[np.ndarray, ...]]:

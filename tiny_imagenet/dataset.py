@@ -16,9 +16,9 @@ import tyro
 from tiny_imagenet import ROOT
 from tiny_imagenet.config import DEFAULT_DATA_DIR, TrainConfig
 from tiny_imagenet.download import MD5, URLS, download_dataset
-from tiny_imagenet.errors import UserError, printable
+from tiny_imagenet.errors import UserError, printable, warn
 from tiny_imagenet.file_utils import disk_errors, folder_lock
-from tiny_imagenet.image_folder import check_root, file_stamp, scan_folder, warn
+from tiny_imagenet.image_folder import check_root, file_stamp, scan_folder
 from tiny_imagenet.packing import INDEX_VERSION, pack_dataset
 
 
@@ -33,6 +33,7 @@ class Split:
     labels: np.ndarray  # (N,) int32, indices into Dataset.class_ids
     filenames: Sequence[str]  # N, relative to Dataset.root
     is_grayscale: np.ndarray  # (N,) bool: stored with one channel, and packed as three equal ones
+    is_scaled: np.ndarray  # (N,) bool: of another size
     rows: np.ndarray | None = None  # (N,) where in `packed` the images are; None: M = N, in the same order
 
     @property
@@ -49,7 +50,8 @@ class Split:
         """The images at these positions, without copying them."""
         rows = np.arange(len(self.labels)) if self.rows is None else self.rows
         filenames = [self.filenames[i] for i in positions]
-        return Split(self.packed, self.labels[positions], filenames, self.is_grayscale[positions], rows[positions])
+        arrays = (values[positions] for values in (self.is_grayscale, self.is_scaled, rows))
+        return Split(self.packed, self.labels[positions], filenames, *arrays)
 
 
 @dataclass(frozen=True)
@@ -141,9 +143,9 @@ def _open_packed(root: Path, packed: Path, stamp: str, skip_bad_images: bool, ho
             part, path = index[name], packed / f"{name}.npy"
             if part["stamp"] != file_stamp(path):
                 return None
-            is_grayscale = np.isin(np.arange(len(part["labels"])), part["grayscale"])
+            flags = [np.isin(np.arange(len(part["labels"])), part[key]) for key in ("grayscale", "scaled")]
             images, labels = np.lib.format.open_memmap(path, mode="c"), np.array(part["labels"], np.int32)
-            splits.append(Split(images, labels, tuple(part["filenames"]), is_grayscale))
+            splits.append(Split(images, labels, tuple(part["filenames"]), *flags))
     except (FileNotFoundError, NotADirectoryError, LookupError, TypeError, ValueError):  # missing, old or damaged
         return None
     if not (holdout or len(splits[1].labels)):
@@ -177,9 +179,10 @@ def hold_out(dataset: Dataset, per_class: int, seed: int) -> Dataset:
 
 
 def describe(dataset: Dataset) -> str:
-    """What a dataset holds: classes, images of each split, how many are grayscale, and anything wrong."""
+    """What a dataset holds: classes, images of each split, how many are grayscale or scaled, and anything wrong."""
     lines = [f"{printable(dataset.root)}: {len(dataset.class_ids):,} classes"]
     for name, split in (("train", dataset.train), ("val", dataset.val)):
-        lines.append(f"  {name}: {len(split.labels):,} images, {split.num_grayscale:,} of them grayscale")
+        counts = f"{split.num_grayscale:,} of them grayscale, {split.is_scaled.sum():,} scaled to 64x64"
+        lines.append(f"  {name}: {len(split.labels):,} images, {counts}")
     lines += [f"  warning: {note}" for note in dataset.notes] or ["  nothing wrong"]
     return "\n".join([*lines, f"  fingerprint: {dataset.fingerprint}"])

@@ -1,7 +1,8 @@
 """Errors that a user can fix, each one line: the file or setting, what is wrong, what to do."""
 
 import errno
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 
@@ -43,3 +44,9 @@ def is_utf8(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def warn(notes: Iterable[str]) -> None:
+    """Prints each note as a warning."""
+    for note in notes:
+        print(f"warning: {note}", file=sys.stderr)

@@ -14,17 +14,17 @@ In both, images may be in `<class>/` or `<class>/images/`, and `val/images` may 
 lines and Windows line ends in the text files are fine. Hidden files and folders are ignored.
 """
 
+import errno
 import hashlib
 import os
-import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from tiny_imagenet.config import DEFAULT_DATA_DIR
-from tiny_imagenet.errors import UserError, first_few, printable
+from tiny_imagenet.errors import UserError, first_few, printable, warn
 from tiny_imagenet.file_utils import disk_errors, is_empty
 from tiny_imagenet.images import is_image
 from tiny_imagenet.recipes import RECIPES
@@ -38,12 +38,6 @@ class ImageList(NamedTuple):
     filenames: list[str]  # relative to the dataset's folder
     labels: list[int]
     notes: list[str]
-
-
-def warn(notes: Iterable[str]) -> None:
-    """Prints each note as a warning."""
-    for note in notes:
-        print(f"warning: {note}", file=sys.stderr)
 
 
 def check_root(data_dir: str | Path) -> Path:
@@ -79,7 +73,9 @@ def file_stamp(path: str | Path, dir_fd: int | None = None) -> list[int] | None:
     """Size and modification time of a file, which show that it was changed; None if it is missing or a broken link."""
     try:
         status = os.stat(path, dir_fd=dir_fd)
-    except OSError:
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            raise
         return None
     return [status.st_size, status.st_mtime_ns]
 
@@ -148,6 +144,8 @@ def read_classes(root: Path, files: Sequence[str]) -> tuple[dict[str, int], list
         notes.append(f"{printable(root / 'words.txt')} has no name for {first_few(missing)}; the id is used instead")
     names = [printable(words.get(class_id) or class_id) for class_id in label_of_id]
     counts = Counter(names)
+    if shared := [name for name in counts if counts[name] > 1]:
+        notes.append(f"several classes are called {first_few(shared)}; their ids are added")
     pairs = zip(names, label_of_id, strict=True)
     return label_of_id, [f"{name} ({printable(i)})" if counts[name] > 1 else name for name, i in pairs], notes
 
@@ -189,6 +187,8 @@ def list_images(root: Path, files: Sequence[str], mode: str, label_of_id: dict[s
     if unused := sorted(class_of.keys() - label_of - set(annotated)):
         used = "those in val/images" if annotated else "those in class folders"
         notes.append(f"{len(unused)} image(s) left out, for only {used} are used: {first_few(unused)}")
+    if twice := [name for name in label_of if "/images/" in name and name.replace("/images/", "/") in label_of]:
+        notes.append(f"{len(twice)} image(s) used twice, for the folder above has one of that name: {first_few(twice)}")
     order = sorted(label_of, key=lambda name: (mode == "train" and class_of[name], name.rpartition("/")[2], name))
     return ImageList(order, [label_of[name] for name in order], notes)
 

@@ -31,6 +31,7 @@ class ImageFile(NamedTuple):
 
     pixels: np.ndarray  # (64, 64, 3) uint8
     is_grayscale: bool
+    is_scaled: bool = False  # because it has another size
 
 
 class BadImageError(UserError):
@@ -90,6 +91,7 @@ def _decode(file: BinaryIO) -> ImageFile:
         raise ValueError("empty")
     try:
         image = Image.open(file, formats=FORMATS)
+        is_scaled = image.size != (IMAGE_SIZE, IMAGE_SIZE)
         image.draft(None, (LARGE_SIDE, LARGE_SIDE))
         if image.width * image.height > MAX_PIXELS:
             raise Image.DecompressionBombError
@@ -101,7 +103,7 @@ def _decode(file: BinaryIO) -> ImageFile:
     image.load()
     bands = image.getbands()
     is_grayscale = len(bands) <= 2 and bands[0] != "P"
-    return ImageFile(np.asarray(_turn_upright(_to_small_rgb(image), image)), is_grayscale)
+    return ImageFile(np.asarray(_turn_upright(_to_small_rgb(image), image)), is_grayscale, is_scaled)
 
 
 def _turn_upright(small: Image.Image, original: Image.Image) -> Image.Image:

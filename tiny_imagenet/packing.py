@@ -97,7 +97,7 @@ def pack_split(path: Path, root: Path, images: ImageList, digest) -> tuple[dict,
     Returns:
         Its part of the index, and the images that cannot be used, each with the reason.
     """
-    filenames, labels, grayscale, bad = [], [], [], []
+    filenames, labels, grayscale, scaled, bad = [], [], [], [], []
     with progress_bar(len(images.filenames), f"packing {path.stem}") as bar, quiet_stderr(), path.open("wb") as file:
         file.seek(HEADER_BYTES)  # written last
         for filename, label, image in zip(*images[:2], read_images(root, images.filenames), strict=True):
@@ -108,6 +108,7 @@ def pack_split(path: Path, root: Path, images: ImageList, digest) -> tuple[dict,
             file.write(image.pixels.data)  # on a full disk, a memory map would end the process with a signal
             digest.update(image.pixels.data)
             grayscale += [len(labels)] if image.is_grayscale else []
+            scaled += [len(labels)] if image.is_scaled else []
             filenames.append(filename)
             labels.append(label)
         file.seek(0)
@@ -115,7 +116,7 @@ def pack_split(path: Path, root: Path, images: ImageList, digest) -> tuple[dict,
         np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
     fsync(path)
     digest.update(np.array(labels, "<i4").tobytes())
-    part = {"filenames": filenames, "labels": labels, "grayscale": grayscale}
+    part = {"filenames": filenames, "labels": labels, "grayscale": grayscale, "scaled": scaled}
     return part | {"stamp": file_stamp(path), "notes": images.notes}, bad
 
 
@@ -170,7 +171,8 @@ def claim_folder(packed: Path) -> None:
     is_ours = index.is_file() and INDEX_START.match(index.read_bytes())
     found = [path for path in (packed / name for name in (*PACKED_FILES, BAD_LIST)) if os.path.lexists(path)]
     if is_ours:
-        found = [path for path in found if path.name == BAD_LIST and not path.read_bytes().startswith(BAD_START)]
+        bad_list = [path for path in found if path.name == BAD_LIST and not path.read_bytes().startswith(BAD_START)]
+        found = [path for path in found if path.is_symlink()] + bad_list
     if found:
         advice = "move it, or choose another folder with --packed-dir"
         raise UserError(f"{printable(found[0])} was not written by this program, which would replace it; {advice}")
