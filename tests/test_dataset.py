@@ -477,6 +477,7 @@ def test_folder_and_image_without_permission():
         for path in (Path(top), *Path(top).rglob("*")):
             os.chown(path, 65534, 65534) if os.getuid() == 0 else None
         user = os.geteuid()
+        codecs.lookup("utf-8-sig")  # Python's own files may be closed to the other user
         os.seteuid(65534 if user == 0 else user)  # root may do everything
         try:
             folder.chmod(0o555)
