@@ -1,5 +1,6 @@
 """The dataset's folder: labels, lists, packing, and one line for each kind of bad input."""
 
+import codecs
 import errno
 import os
 import resource
