@@ -88,3 +88,43 @@ def most_confused(labels: np.ndarray, guesses: np.ndarray, count: int = 10) -> l
     pairs, times = np.unique(np.stack([labels[wrong], guesses[wrong]], axis=1), axis=0, return_counts=True)
     order = np.argsort(-times, kind="stable")[:count]
     return [(int(pairs[i, 0]), int(pairs[i, 1]), int(times[i])) for i in order]
+
+
+def confusion_matrix(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """The mean probability of each class over the images of each true class.
+
+    Counts of guesses need many images to fill the matrix; probabilities show doubt as well as mistakes.
+
+    Args:
+        labels: (N,) int, the true classes.
+        probabilities: (N, C), of each class for each image.
+
+    Returns:
+        (C, C) float: a row for each true class; zeros for a class without images.
+    """
+    members = np.eye(probabilities.shape[1])[labels]  # (N, C), one-hot
+    return members.T @ probabilities / np.maximum(members.sum(axis=0), 1)[:, None]
+
+
+def group_classes(confusion: np.ndarray) -> np.ndarray:
+    """Orders the classes so that those that are confused with each other are neighbors.
+
+    The two groups of classes with the highest mean confusion are joined until one is left (average linkage).
+
+    Args:
+        confusion: (C, C), 0 or more, from `confusion_matrix`.
+
+    Returns:
+        (C,) int, class ids.
+    """
+    groups, sums = [[label] for label in range(len(confusion))], confusion + confusion.T
+    while len(groups) > 1:
+        sizes = np.array([len(group) for group in groups])
+        means = sums / np.outer(sizes, sizes)
+        np.fill_diagonal(means, -1)  # a group is not joined with itself
+        first, second = sorted(np.unravel_index(means.argmax(), means.shape))
+        groups[first] += groups.pop(second)
+        sums[first] += sums[second]
+        sums[:, first] += sums[:, second]
+        sums = np.delete(np.delete(sums, second, axis=0), second, axis=1)
+    return np.array(groups[0])

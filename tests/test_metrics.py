@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 from keras import ops
 
-from metrics import accuracy, class_accuracies, expected_calibration_error, most_confused, top_5_accuracy
+from metrics import (
+    accuracy,
+    class_accuracies,
+    confusion_matrix,
+    expected_calibration_error,
+    group_classes,
+    most_confused,
+    top_5_accuracy,
+)
 
 FALLING = [[7, 6, 5, 4, 3, 2, 1]] * 4
 
@@ -42,3 +50,20 @@ def test_most_confused():
     assert most_confused(labels, guesses) == [(1, 2, 2), (2, 1, 2), (2, 0, 1)]
     assert most_confused(labels, guesses, count=1) == [(1, 2, 2)]
     assert most_confused(labels, labels) == []
+
+
+def test_confusion_matrix():
+    probabilities = np.array([[0.5, 0.5, 0], [1, 0, 0], [0.2, 0.3, 0.5]])
+    found = confusion_matrix(np.array([0, 0, 2]), probabilities)
+    np.testing.assert_allclose(found, [[0.75, 0.25, 0], [0, 0, 0], [0.2, 0.3, 0.5]])  # class 1 has no images
+
+
+def test_group_classes():
+    confusion = np.eye(5)
+    confusion[0, 3], confusion[4, 1] = 0.4, 0.3  # in either direction
+    confusion[2, 1] = 0.2  # class 2 joins 1 and 4: mean 0.1; to 0 and 3, its mean is (0.15 + 0) / 2
+    confusion[2, 0] = 0.15
+    before = confusion.copy()
+    np.testing.assert_array_equal(group_classes(confusion), [0, 3, 1, 4, 2])
+    np.testing.assert_array_equal(confusion, before)
+    np.testing.assert_array_equal(group_classes(np.ones((1, 1))), [0])

@@ -56,12 +56,15 @@ def test_a_wrong_answer_is_red_and_the_right_one_green():
 def test_a_map_is_bright_from_its_99th_percentile_on_and_lies_over_the_gray_image():
     saliency = np.linspace(0, 1, 4096).reshape(64, 64)
     saliency[0, 0] = 1e6  # one hot pixel
-    prediction = replace(PREDICTION, saliency=saliency)
-    alone = plots.prediction_grid([prediction], "gradient").axes[1].get_images()
-    below, above = plots.prediction_grid([prediction], "grad_cam").axes[1].get_images()
-    assert len(alone) == 1
-    assert above.get_array().max() == 1 and above.get_array()[32, 0] > 0.5
-    np.testing.assert_allclose(below.get_array(), IMAGES[0].mean(axis=-1))
+    image = np.full((64, 64, 3), (0, 50, 100), np.uint8)  # its mean is 50
+    prediction = replace(PREDICTION, image=image, saliency=saliency)
+    alone, over = (plots.map_image(prediction, method).astype(int) for method in ("gradient", "grad_cam"))
+    black, brightest = np.array([0, 0, 4]), np.array([252, 253, 191])  # the ends of magma
+    np.testing.assert_array_equal(alone[[0, 63], [0, 63]], [brightest, brightest])
+    np.testing.assert_array_equal(alone[0, 1], black)
+    assert 100 < alone[32, 0].max() < 200  # the hot pixel dims nothing
+    np.testing.assert_allclose(over[0, 1], 0.2 * black + 0.8 * 50, atol=1)
+    np.testing.assert_allclose(over[63, 63], 0.7 * brightest + 0.3 * 50, atol=1)
 
 
 def test_a_map_of_zeros_and_an_unknown_class_can_be_drawn():
@@ -77,6 +80,8 @@ def test_other_figures_keep_their_texts_whole_and_take_no_name_for_a_formula():
     draw(plots.bar_figure([], [], "A model without mistakes", "images"))
     draw(plots.filter_figure(np.ones((3, 5, 5, 3)), f"{NO_FORMULA} " * 20))
     draw(plots.image_sheet(IMAGES, [f"{NO_FORMULA}, a title of two lines, no more"] * 3, columns=2))
+    draw(plots.image_sheet([], []))
+    draw(plots.confusion_figure(np.eye(50), names))
     figure = plots.class_accuracy_figure(np.linspace(0, 1, 50), names, most=2)
     draw(figure)
     assert [label.get_text()[-2:] for label in figure.axes[0].get_yticklabels()] == ["49", "48", " 1", " 0"]

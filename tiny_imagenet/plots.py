@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
@@ -62,19 +63,22 @@ def prediction_grid(predictions: Sequence[Prediction], method: str) -> Figure:
             truth = f"   {mark} true: {prediction.true_name}"
         left.set_title(_shorten(prediction.title, 50 - len(truth)) + truth, loc="left", fontsize=9)
         left.imshow(prediction.image, interpolation="nearest")
-        _draw_map(middle, prediction, alone=method == "gradient")
+        middle.imshow(map_image(prediction, method), interpolation="nearest")
         _draw_bars(right, prediction)
     text = f"Map ({method.replace('_', ' ')}): {EXPLANATIONS[method]}; the brighter, the more."
     figure.supxlabel(textwrap.fill(text, 116 * columns), x=0.01, ha="left", fontsize=8)
     return plain_text(figure)
 
 
-def _draw_map(axis, prediction: Prediction, alone: bool) -> None:
-    """The saliency map, alone or over the image in gray, which shows through where the map is low."""
+def map_image(prediction: Prediction, method: str) -> np.ndarray:
+    """The saliency map in colors, (S, S, 3) uint8: of "gradient" alone, of others over the image in gray.
+
+    Where the map is low, the image shows through.
+    """
     levels = np.clip(prediction.saliency / max(np.percentile(prediction.saliency, MAP_MAXIMUM), 1e-30), 0, 1)
-    if not alone:
-        axis.imshow(prediction.image.mean(axis=-1), "gray", vmin=0, vmax=255, interpolation="nearest")
-    axis.imshow(levels, COLOR_MAP, vmin=0, vmax=1, alpha=None if alone else 0.2 + 0.5 * levels)
+    gray = prediction.image.mean(axis=-1, keepdims=True) / 255
+    share = 1 if method == "gradient" else 0.2 + 0.5 * levels[..., None]
+    return np.rint(255 * (share * colormaps[COLOR_MAP](levels)[..., :3] + (1 - share) * gray)).astype("uint8")
 
 
 def _draw_bars(axis, prediction: Prediction) -> None:
@@ -143,7 +147,7 @@ def filter_figure(tiles: np.ndarray, title: str, columns: int = 8) -> Figure:
 
 def image_sheet(images: Sequence[np.ndarray], titles: Sequence[str], columns: int = 5) -> Figure:
     """Draws images (S, S, 3) uint8 row by row, each under its own short title of one or two lines."""
-    rows = -(-len(images) // columns)
+    rows = max(-(-len(images) // columns), 1)
     figure = Figure(figsize=(2 * columns, 2.3 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes:
@@ -188,6 +192,18 @@ def bar_figure(names: Sequence[str], values: Sequence[float], title: str, unit: 
     axis.set_xlabel(unit, fontsize=9)
     figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     axis.spines[["top", "right"]].set_visible(False)
+    return plain_text(figure)
+
+
+def confusion_figure(confusion: np.ndarray, class_names: Sequence[str], most: float = 5) -> Figure:
+    """Draws a confusion matrix (C, C), 0 to 1, in %, a row for each true class; `most` and above are darkest."""
+    figure = Figure(figsize=(12, 11), dpi=130, layout="constrained")
+    axis, font_size = figure.subplots(), min(9, 720 / len(class_names))
+    drawn = axis.imshow(100 * confusion, f"{COLOR_MAP}_r", vmin=0, vmax=most, interpolation="nearest")
+    axis.set_xticks(range(len(class_names)), class_names, fontsize=font_size, rotation=90)
+    axis.set_yticks(range(len(class_names)), class_names, fontsize=font_size)
+    axis.set(xlabel="predicted class", ylabel="true class")
+    figure.colorbar(drawn, shrink=0.5, extend="max", label="mean probability of the predicted class in %")
     return plain_text(figure)
 
 
