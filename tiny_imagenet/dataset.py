@@ -116,19 +116,23 @@ def open_dataset(
     return hold_out(dataset, holdout, seed) if holdout else dataset
 
 
-def open_run_dataset(config: TrainConfig, data_dir: str | Path = "", packed_dir: str | Path = "") -> Dataset:
+def open_run_dataset(
+    config: TrainConfig, data_dir: str | Path = "", packed_dir: str | Path = "", download: bool = False
+) -> Dataset:
     """Opens the dataset of a run, with the same images held out.
 
     Args:
         config: the run's. Images are not packed in folders that only it names, except for the default dataset.
         data_dir: the dataset's folder; empty: the one that the run was trained on.
         packed_dir: the folder for the packed images; empty: packed/ in `data_dir` or, without that, the run's.
+        download: as for `open_dataset`.
     """
     named = bool(data_dir or packed_dir)
     root, packed = (data_dir or config.data_dir), (packed_dir if named else config.packed_dir)
     is_default = Path(root).resolve() in (Path(DEFAULT_DATA_DIR).resolve(), ROOT / DEFAULT_DATA_DIR)
     options = {"skip_bad_images": config.skip_bad_images, "holdout": config.holdout, "seed": config.seed}
-    return open_dataset(root, packed_dir=packed, may_write=named or (is_default and not packed), **options)
+    options |= {"packed_dir": packed, "may_write": named or (is_default and not packed)}
+    return open_dataset(root, download, **options)
 
 
 def _open_packed(root: Path, packed: Path, stamp: str, skip_bad_images: bool, holdout: int) -> Dataset | None:
