@@ -240,7 +240,7 @@ def test_validation_images_are_ignored_if_others_are_held_out(folder):
 def test_folder_that_is_missing_empty_a_file_or_something_else(tmp_path):
     (tmp_path / "empty").mkdir()
     thesis = write(tmp_path / "other/thesis.tex", "x")
-    assert "none does not exist; correct --data-dir, or run: " in message(open_dataset, tmp_path / "none")
+    assert "none does not exist; correct the path, or run: " in message(open_dataset, tmp_path / "none")
     assert "tools.sample_data" in message(open_dataset, tmp_path / "sample-data")
     assert "is empty" in message(open_dataset, tmp_path / "empty")
     assert "is not a folder" in message(open_dataset, thesis)
