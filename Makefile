@@ -6,7 +6,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := --recipe demo --config-name demo
 
-.PHONY: demo test test-fast test-resume bench train notebooks venv clean
+.PHONY: demo test test-fast test-resume bench train notebooks plots venv clean
 
 demo: .venv/installed
 	$(BIN)/python -m tools.sample_data sample-data
@@ -39,6 +39,10 @@ train: .venv/installed
 
 notebooks: .venv/installed-notebooks
 	$(BIN)/jupyter lab notebooks
+
+# The figures of the notebooks, as they were last saved, as PNG files in plots/
+plots: .venv/installed-notebooks
+	$(BIN)/jupyter nbconvert --to markdown --output-dir plots notebooks/*.ipynb
 
 venv: .venv/installed
 

@@ -86,7 +86,7 @@ def match_classes(run: Run, data: Dataset) -> Dataset:
     if sorted(run.class_ids) != sorted(data.class_ids):
         raise UserError(
             f"{run.folder} was trained on {len(run.class_ids)} classes, and {data.root} has {len(data.class_ids)} that "
-            "are not all the same; name the dataset of its training with --data-dir"
+            "are not all the same; name the dataset of its training with --data-dir or, in a notebook, DATA_DIR"
         )
     labels = np.array([run.class_ids.index(class_id) for class_id in data.class_ids], np.int32)[data.val.labels]
     return replace(data, class_ids=run.class_ids, class_names=run.class_names, val=replace(data.val, labels=labels))

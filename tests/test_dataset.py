@@ -235,7 +235,7 @@ def test_folders_that_are_no_dataset(tmp_path):
     write(tmp_path / "table/data/train-00000.parquet", "PAR1")
     before = set(tmp_path.rglob("*"))
     for path, expected in (
-        (tmp_path / "none", "none does not exist; correct --data-dir, or run: "),
+        (tmp_path / "none", "none does not exist; correct the path, or run: "),
         (tmp_path / "sample-data", "tools.sample_data"),
         (tmp_path / "empty", "is empty"),
         (thesis, "is not a folder"),

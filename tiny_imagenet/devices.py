@@ -194,3 +194,14 @@ def data_parallel(batch_size: int):
         raise
     finally:
         keras.distribution.set_distribution(None)
+
+
+@contextmanager
+def on_one_device():
+    """Models created within the block are on this process's first device only, also in a run on several devices."""
+    distribution = keras.distribution.distribution()
+    keras.distribution.set_distribution(None)
+    try:
+        yield
+    finally:
+        keras.distribution.set_distribution(distribution)

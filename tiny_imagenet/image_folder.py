@@ -48,7 +48,7 @@ def check_root(data_dir: str | Path) -> Path:
             return root
         problem = "is empty" if root.is_dir() else "is not a folder" if root.exists() else "does not exist"
     script = "-m tools.sample_data" if root.name == RECIPES["demo"].data_dir else "input_pipe.py --download --data-dir"
-    raise UserError(f"{printable(root)} {problem}; correct --data-dir, or run: python {script} {printable(root)}")
+    raise UserError(f"{printable(root)} {problem}; correct the path, or run: python {script} {printable(root)}")
 
 
 def scan_folder(root: Path) -> tuple[list[str], str]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from tiny_imagenet import ROOT
 from tiny_imagenet.config import TrainConfig
-from tiny_imagenet.devices import is_main_process
+from tiny_imagenet.devices import is_main_process, on_one_device
 from tiny_imagenet.errors import UserError
 from tiny_imagenet.file_utils import write_atomically
 from tiny_imagenet.layers import FusedBatchNormalization, copy_model, has_batch_norm
@@ -37,12 +37,13 @@ def save_model(model: keras.Model, config: TrainConfig) -> None:
     """
     if not is_main_process():
         return
-    kept = keras.Model(model.inputs[0], model.outputs[0], name=model.name)  # without the optimizer
-    images = keras.Input((config.crop_size, config.crop_size, 3), dtype="uint8", name="images")
-    if has_batch_norm(kept):
-        kept = copy_model(kept, keras.layers.BatchNormalization, images)
-    elif None in kept.input_shape[1:]:
-        kept = keras.models.clone_model(kept, input_tensors=images, clone_function=lambda layer: layer)
+    with on_one_device():
+        kept = keras.Model(model.inputs[0], model.outputs[0], name=model.name)  # without the optimizer
+        images = keras.Input((config.crop_size, config.crop_size, 3), dtype="uint8", name="images")
+        if has_batch_norm(kept):
+            kept = copy_model(kept, keras.layers.BatchNormalization, images)
+        elif None in kept.input_shape[1:]:
+            kept = keras.models.clone_model(kept, input_tensors=images, clone_function=lambda layer: layer)
     write_atomically(config.run_dir / config.model_file, kept.save)
 
 
