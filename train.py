@@ -29,7 +29,7 @@ from tiny_imagenet.dataset import Dataset, open_run_dataset
 from tiny_imagenet.errors import UserError
 from tiny_imagenet.messages import RunLog, describe_recipes
 from tiny_imagenet.model_io import find_run, read_initial_weights, save_model
-from tiny_imagenet.models import create_model, import_model, initialize_from, resolve_precision
+from tiny_imagenet.models import create_model, import_model, initialize_from, resolve_precision, retrace
 from tiny_imagenet.optimizers import create_optimizer, ema_weights, set_learning_rate
 from tiny_imagenet.recipes import BASE, RECIPES
 from tiny_imagenet.run_dir import check_new, read_config, run_folder, write_config
@@ -41,7 +41,11 @@ __all__ = ["TrainConfig", "TrainControl", "main", "train"]
 
 
 def train(
-    config: TrainConfig, resume: bool = False, resume_from: str | None = None, start_time: float | None = None
+    config: TrainConfig,
+    resume: bool = False,
+    resume_from: str | None = None,
+    start_time: float | None = None,
+    data_is_named: bool = True,
 ) -> Path:
     """Trains to the last epoch, or until validation accuracy stops improving.
 
@@ -50,6 +54,7 @@ def train(
         resume: continue the run of that name from its newest checkpoint (from the start if it has none yet).
         resume_from: continue from the checkpoint of this name, for example "step_00002000"; later ones are removed.
         start_time: from when the run's time counts, by `time.perf_counter`; None: now.
+        data_is_named: by the user, rather than by a run's config.json: images may be packed in its folder.
 
     Returns:
         The run's folder.
@@ -64,7 +69,8 @@ def train(
     check_settings(config, resuming)
 
     # Data: packed once, then a batch is a function of (seed, step)
-    data = open_run_dataset(config, config.data_dir, config.packed_dir)
+    named = (config.data_dir, config.packed_dir) if data_is_named else ()
+    data = open_run_dataset(config, *named)
     config = schedules.resolve_eval_interval(resolve_precision(config, len(data.class_ids)), data)
     total_steps = schedules.count_steps(config, data)
     images, labels = next(train_batches(data.train, config, shard=devices.shard()).take(1).as_numpy_iterator())
@@ -170,16 +176,6 @@ def compile_model(model: keras.Model, config: TrainConfig, total_steps: int) -> 
     model.optimizer.build(model.trainable_variables)
 
 
-def retrace(model: keras.Model) -> None:
-    """Has the model's functions traced for the next image size.
-
-    TensorFlow would otherwise trace the second size as "any size", which is slower, and rounds differently from the
-    trace for this size with which a resumed run begins.
-    """
-    model.make_train_function(force=True)
-    model.make_test_function(force=True)
-
-
 def evaluate(model: keras.Model, data: Dataset, config: TrainConfig, size: int) -> dict[str, float]:
     """The metrics over all validation images, scaled or cropped to `size` pixels."""
     batches = eval_batches(data.val, config, size, num_devices=devices.device_count(), shard=devices.shard())
@@ -206,11 +202,12 @@ class Start:
 
 @dataclass(frozen=True)
 class RunName(Start):
-    """`Start`, and where the run is."""
+    """`Start`, and where the run and its data are."""
 
     model_name: str | None = None
     config_name: str | None = None
     runs_dir: str | None = None
+    data_dir: str | None = None
 
 
 @dataclass(frozen=True)
@@ -219,6 +216,7 @@ class Arguments(Start):
 
     config: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes] = BASE
     processes: Annotated[devices.Processes, tyro.conf.OmitArgPrefixes] = devices.Processes()
+    data_is_named: tyro.conf.Suppress[bool] = True
 
 
 def parse(argv: list[str] | None = None) -> Arguments:
@@ -226,13 +224,14 @@ def parse(argv: list[str] | None = None) -> Arguments:
     start, _ = tyro.cli(RunName, args=argv, return_unknown_args=True, add_help=False)
     if start.resume and start.resume_from:
         raise UserError("--resume uses the newest checkpoint, --resume-from the one it names; give only one of them")
-    base = RECIPES[start.recipe]
-    if start.resume or start.resume_from:
+    base, resuming = RECIPES[start.recipe], bool(start.resume or start.resume_from)
+    if resuming:
         # A recipe may name the model; apart from that the run's own settings count, wherever its folder is now
         names = ("model_name", "config_name", "runs_dir")
         named = {name: getattr(start, name) or getattr(base, name) for name in names}
         base = replace(read_config(replace(base, **named).run_dir)[0], **named)
-    return tyro.cli(Arguments, args=argv, default=Arguments(config=base), description=describe_recipes())
+    default = Arguments(config=base, data_is_named=not resuming or start.data_dir is not None)
+    return tyro.cli(Arguments, args=argv, default=default, description=describe_recipes())
 
 
 @command
@@ -241,7 +240,8 @@ def main() -> None:
     ignore_write_errors("stdout")
     arguments = parse()
     arguments.processes.connect(settings=repr(replace(arguments, processes=devices.Processes())))
-    folder = train(arguments.config, arguments.resume, arguments.resume_from, tiny_imagenet.START_TIME)
+    resume = arguments.resume, arguments.resume_from
+    folder = train(arguments.config, *resume, tiny_imagenet.START_TIME, arguments.data_is_named)
     print(f"next: python evaluate.py {folder}, or: tensorboard --logdir {arguments.config.runs_dir}")
 
 

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import keras
 import numpy as np
 import pytest
-from helpers import make_run, quick_config, write
+from helpers import make_dataset, make_run, quick_config, write
 from test_cli import Terminal
 from test_resume import assert_same_run, curves
 
@@ -76,6 +76,18 @@ def test_settings_of_a_recipe_can_be_changed_and_a_resumed_run_keeps_its_own(sam
     words = ["--recipe", "single_layer_nn", "--runs-dir", str(tmp_path), "--resume"]
     assert train.parse(words).config == saved
     assert train.parse([*words, "--num-epochs", "2"]).config == replace(saved, num_epochs=2)
+
+
+def test_resuming_packs_no_images_in_a_folder_that_only_the_run_names(tmp_path):
+    folder = make_dataset(tmp_path / "data")
+    run = make_run(tmp_path / "runs", folder, model_name="logistic_regression")
+    shutil.rmtree(folder / "packed")
+    words = ["--recipe", "logistic_regression", "--runs-dir", str(tmp_path / "runs"), "--resume"]
+    arguments = train.parse(words)
+    with pytest.raises(UserError, match=f"which only the run names, must be packed first.* add --data-dir {folder}"):
+        train.train(arguments.config, resume=True, data_is_named=arguments.data_is_named)
+    assert not (folder / "packed").exists() and run.exists()
+    assert train.parse([*words, "--data-dir", str(folder)]).data_is_named
 
 
 REFUSALS = {

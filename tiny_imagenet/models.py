@@ -170,3 +170,13 @@ def resolve_precision(config: TrainConfig, num_classes: int) -> TrainConfig:
         precision, why = "float32", f"{config.model_name} has no convolutions"
     print(f"precision auto: {precision} ({why})")
     return replace(config, precision=precision)
+
+
+def retrace(model: keras.Model) -> None:
+    """Has the model's functions traced for the next image size.
+
+    TensorFlow would otherwise trace the second size as "any size", which is slower, and rounds differently from the
+    trace for this size with which a resumed run begins.
+    """
+    model.make_train_function(force=True)
+    model.make_test_function(force=True)
