@@ -155,9 +155,9 @@ def check_settings(config: TrainConfig, resuming: bool) -> None:
     """Raises UserError for what can be found wrong before the dataset is downloaded."""
     devices.check_gpu(config.require_gpu)
     import_model(config.model_name)
-    if config.init_from and not resuming:
-        read_config(find_run(config.init_from))
     if not resuming:
+        if config.init_from:
+            read_config(find_run(config.init_from))
         check_new(config)
 
 

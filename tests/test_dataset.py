@@ -184,10 +184,10 @@ def test_what_is_odd_is_a_warning(folder, capsys):
         "words.txt has no name for n02",
         "no line for val/images/val_2.JPEG, val/images/val_3.JPEG",
         "val has no images of n02",
-        "1 image(s) left out, for only those in val/images are used: val/n01/x.JPEG",
-        "2 image(s) left out, for only those in class folders are used: train/n01/more/y.gif, train/stray.png",
+        "1 image(s) left out, because only those in val/images are used: val/n01/x.JPEG",
+        "2 image(s) left out, because only those in class folders are used: train/n01/more/y.gif, train/stray.png",
         r"several classes are called 'crane\x1b[31m'; their ids are added",
-        "1 image(s) used twice, for the folder above has one of that name: train/n02/images/n02_1.JPEG",
+        "1 image(s) used twice, because the folder above has them too: train/n02/images/n02_1.JPEG",
     ):
         assert len([line for line in warnings if words in line]) == 1, words
     assert all(line.isprintable() for line in warnings) and len(data.train.labels) == 10

@@ -15,7 +15,7 @@ from tiny_imagenet import ROOT
 
 MAX_ROOT_MODULES = 12
 MAX_LINES = 250  # of a file of the product
-MAX_CODE_LINES = 3_170  # of the product, without blank lines, comments and docstrings
+MAX_CODE_LINES = 3_165  # of the product, without blank lines, comments and docstrings
 
 ROOT_FILES = sorted(ROOT.glob("*.py"))
 PRODUCT = [*ROOT_FILES, *sorted(ROOT.glob("tiny_imagenet/*.py"))]

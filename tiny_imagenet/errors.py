@@ -37,15 +37,6 @@ def first_few(items: Sequence[str], limit: int = 3) -> str:
     return ", ".join(map(printable, items[:limit])) + f" and {len(items) - limit} more" * (len(items) > limit)
 
 
-def is_utf8(name: str) -> bool:
-    """Whether a file name is UTF-8 (Python keeps other bytes as lone surrogates)."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def warn(notes: Iterable[str]) -> None:
     """Prints each note as a warning."""
     for note in notes:

@@ -186,9 +186,9 @@ def list_images(root: Path, files: Sequence[str], mode: str, label_of_id: dict[s
         label_of, notes = {name: label_of_id[class_id] for name, class_id in class_of.items() if class_id}, []
     if unused := sorted(class_of.keys() - label_of - set(annotated)):
         used = "those in val/images" if annotated else "those in class folders"
-        notes.append(f"{len(unused)} image(s) left out, for only {used} are used: {first_few(unused)}")
+        notes.append(f"{len(unused)} image(s) left out, because only {used} are used: {first_few(unused)}")
     if twice := [name for name in label_of if "/images/" in name and name.replace("/images/", "/") in label_of]:
-        notes.append(f"{len(twice)} image(s) used twice, for the folder above has one of that name: {first_few(twice)}")
+        notes.append(f"{len(twice)} image(s) used twice, because the folder above has them too: {first_few(twice)}")
     order = sorted(label_of, key=lambda name: (mode == "train" and class_of[name], name.rpartition("/")[2], name))
     return ImageList(order, [label_of[name] for name in order], notes)
 

@@ -8,23 +8,28 @@ BASE = TrainConfig()
 
 BASELINE = replace(BASE, batch_size=256, num_epochs=12, eval_interval=782, summary_interval=391)
 
-ONE_HOUR = replace(
+# ResNet-18 sees whole images or large squares of them, scaled, in their own colors
+RESNET_18 = replace(
     BASE,
     model_name="resnet_18",
     optimizer="muon",
+    reg=0.0,
+    random_resized_crop=(44, 64),
+    saturation=(1.0, 1.0),
+    precision="auto",
+)
+
+ONE_HOUR = replace(
+    RESNET_18,
     batch_size=512,
     num_epochs=8,
     lr=0.1,
     schedule="linear",
     warmup=0.15,
-    reg=0.0,
     weight_decay=0.03,
     loss="softmax_smooth_ce",
     crop_size=48,
     image_sizes=10 * (32,) + 3 * (40,) + 3 * (48,),
-    random_resized_crop=(44, 64),
-    saturation=(1.0, 1.0),
-    precision="auto",
     summary_interval=40,
     eval_interval=240,
     checkpoint_interval=120,
@@ -57,21 +62,15 @@ RECIPES: dict[str, TrainConfig] = {
     "vgg_16_svm_frozen": replace(SVM, dropout_keep_prob=1.0, init_from="runs/vgg_16/default", freeze_features=True),
     # Your own photos, a few hundred or more: from the pretrained ResNet-18
     "fine_tune": replace(
-        BASE,
-        model_name="resnet_18",
+        RESNET_18,
         config_name="fine_tune",
         init_from="pretrained/resnet_18",
-        optimizer="muon",
         batch_size=32,
         num_epochs=10,
         lr=0.03,
         schedule="cosine",
         warmup=0.1,
-        reg=0.0,
         crop_size=56,
-        random_resized_crop=(44, 64),
-        saturation=(1.0, 1.0),
-        precision="auto",
         summary_interval=10,
         eval_interval=0,
     ),
